@@ -1,0 +1,63 @@
+# make            build the install scripts
+# make install    install the extension into the server that PG_CONFIG names
+# make demo       the README's tour on a throwaway server
+# make test       the tests on the newest server found; make test-all on every major version
+EXTENSION = pgmq
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgmq.control)
+DATA = sql/pgmq--$(EXTVERSION).sql
+REGRESS = smoke
+REGRESS_OPTS = --inputdir=tests --load-extension=plpython3u --load-extension=pgmq
+EXTRA_CLEAN = sql/pgmq--$(EXTVERSION).sql sql/pgmq.sql
+
+PYTHON ?= python3
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+SOURCES = sql/build.py pgmq.control $(filter-out sql/pgmq%,$(wildcard sql/*.sql)) $(wildcard plpy/*.py)
+SCRIPTS = sql/pgmq--$(EXTVERSION).sql sql/pgmq.sql
+
+all: $(SCRIPTS)
+
+sql/pgmq--$(EXTVERSION).sql: $(SOURCES)
+	$(PYTHON) sql/build.py --extension > $@.new && mv $@.new $@
+
+sql/pgmq.sql: $(SOURCES)
+	$(PYTHON) sql/build.py --psql > $@.new && mv $@.new $@
+
+demo: $(SCRIPTS)
+	@$(PYTHON) tests/demo.py
+
+# The environment of the tests.
+VENV = .venv
+$(VENV)/made: tests/requirements.txt
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) tests/servers.py venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement tests/requirements.txt
+	@touch $@
+
+PYTEST = $(VENV)/bin/python -m pytest
+MAJORS = 14 15 16 17 18
+
+lint: $(VENV)/made
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: $(SCRIPTS) $(VENV)/made lint
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: $(SCRIPTS) $(VENV)/made lint
+	@set -e; for major in $(MAJORS); do \
+		echo "PostgreSQL $$major"; \
+		$(PYTEST) --major $$major $(PYTEST_ARGS); \
+	done
+
+.PHONY: all demo lint test test-all
+
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+else
+install installcheck:
+	@echo "$(PG_CONFIG) names no server with PGXS: install PostgreSQL's server headers, or set PG_CONFIG" >&2; exit 1
+clean:
+	rm -f $(EXTRA_CLEAN)
+.PHONY: install installcheck clean
+endif

@@ -1,0 +1,67 @@
+"""From the description of a queue to its SQL: the templates of sql/queue.sql, filled in."""
+
+import re
+from typing import Dict, Iterable, Match, NamedTuple
+
+import plpy
+
+TEMPLATES = "@file:queue.sql@"
+
+# What create makes, in this order; compile makes all but the tables.
+PARTS = ("tables", "indexes", "settings", "hints", "privileges", "functions")
+
+
+class Queue(NamedTuple):
+    """All that the templates depend on."""
+
+    queue_table: str
+    archive_table: str
+    stem: str
+    is_unlogged: bool
+    server_version: int
+
+
+def template(kind: str, name: str) -> str:
+    """The text of a section or fragment of the templates."""
+    found = re.search(r"^-- @%s %s\n(.*?)(?=^-- @(?:section|fragment) |\Z)" % (kind, name), TEMPLATES, re.M | re.S)
+    if found is None:
+        raise KeyError("no %s %s" % (kind, name))
+    return found.group(1).rstrip("\n")
+
+
+def with_fragments(text: str) -> str:
+    """The text with its fragments, each indented as the place where it is named."""
+
+    def fragment(found: Match[str]) -> str:
+        lines = template("fragment", found.group(2)).split("\n")
+        return "\n".join(found.group(1) + line if line else line for line in lines)
+
+    return re.sub(r"^( *)@fragment:(\w+)@", fragment, text, flags=re.M)
+
+
+def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
+    """The SQL that makes these parts of a queue."""
+
+    def own(name: str) -> str:
+        return "pgmq." + plpy.quote_ident(queue.stem + "$" + name)
+
+    words: Dict[str, str] = {
+        "queue": "pgmq." + plpy.quote_ident(queue.queue_table),
+        "archive": "pgmq." + plpy.quote_ident(queue.archive_table),
+        "persistence": "unlogged" if queue.is_unlogged else "",
+        "unlogged": "unlogged" if queue.server_version >= 150000 else "",
+        "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
+    }
+
+    def word(found: Match[str]) -> str:
+        kind, name = found.group(1), found.group(2)
+        if kind is None or kind + name in words:
+            return words[(kind or "") + name]
+        if kind == "literal:":
+            return plpy.quote_literal(own(name))
+        if kind == "index:":
+            return plpy.quote_ident(queue.stem + "$" + name)
+        return own(name)
+
+    text = "\n".join(with_fragments(template("section", part)) for part in parts)
+    return re.sub(r"@(function:|sequence:|index:|literal:)?(\w+)@", word, text)

@@ -1,0 +1,215 @@
+"""The life of a queue: create, compile, purge, drop."""
+
+from typing import Any, Dict, NamedTuple, Optional
+
+import plpy
+
+from compiler import PARTS, Queue, statements
+from interface import Error, rows, run, sql
+
+
+class Found(NamedTuple):
+    """What the catalogs hold under a queue's name; kind and persistence are None where there is no such table."""
+
+    queue: Queue
+    name: Optional[str]
+    is_same_name: Optional[bool]
+    kind: Optional[str]
+    archive_kind: Optional[str]
+
+
+def find(queue_name: str, is_unlogged: bool = False) -> Found:
+    """Look a queue up, holding the lock that create and drop take."""
+    rows("select pgmq.acquire_queue_lock($1)", ["text"], [queue_name])
+    row: Dict[str, Any] = rows(
+        """
+        select pgmq.format_table_name($1, 'q') as queue_table,
+            pgmq.format_table_name($1, 'a') as archive_table,
+            pgmq._stem($1) as stem,
+            current_setting('server_version_num')::integer as server_version,
+            m.queue_name as name,
+            lower(m.queue_name) = lower($1) as is_same_name,
+            q.relkind::text as kind,
+            a.relkind::text as archive_kind
+        from (select) as one
+        left join pgmq.meta as m
+            on pgmq.format_table_name(m.queue_name, 'q') = pgmq.format_table_name($1, 'q')
+        left join pg_class as q
+            on q.relname = pgmq.format_table_name($1, 'q') and q.relnamespace = 'pgmq'::regnamespace
+        left join pg_class as a
+            on a.relname = pgmq.format_table_name($1, 'a') and a.relnamespace = 'pgmq'::regnamespace
+        """,
+        ["text"],
+        [queue_name],
+    )[0]
+    queue = Queue(row["queue_table"], row["archive_table"], row["stem"], is_unlogged, row["server_version"])
+    return Found(queue, row["name"], row["is_same_name"], row["kind"], row["archive_kind"])
+
+
+def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
+    found = find(queue_name, is_unlogged)
+    for table, kind in (
+        (found.queue.queue_table, found.kind),
+        (found.queue.archive_table, found.archive_kind),
+    ):
+        if kind not in (None, "r", "p"):
+            raise Error(
+                "the name pgmq.%s is taken by something that is not a table" % plpy.quote_ident(table),
+                sqlstate="42P07",
+                hint="Choose another name for the queue.",
+            )
+    if found.name is not None and not found.is_same_name:
+        raise Error(
+            "the name is too much like that of queue %s" % plpy.quote_ident(found.name),
+            sqlstate="42P07",
+            detail="A table name has at most 63 bytes, and the first 63 bytes of the two are the same.",
+            hint="Choose a shorter name for the queue.",
+        )
+    if found.name is None:
+        rows(
+            "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ($1, false, $2)",
+            ["text", "boolean"],
+            [queue_name, is_unlogged],
+        )
+    elif found.kind is not None and has_functions(found.queue):
+        return
+    run(statements(found.queue))
+    describe_functions(found.queue, queue_name)
+
+
+def has_functions(queue: Queue) -> bool:
+    return bool(
+        rows("select to_regproc($1) as f", ["text"], ["pgmq." + plpy.quote_ident(queue.stem + "$send")])[0]["f"]
+    )
+
+
+def own_functions(queue: Queue) -> str:
+    """The functions of this queue, as a query that gives each with its quoted signature."""
+    return """
+        select p.oid::regprocedure::text as signature, substr(p.proname, %d) as verb
+        from pg_proc as p
+        where p.pronamespace = 'pgmq'::regnamespace
+            and starts_with(p.proname, %s)
+    """ % (len(queue.stem) + 2, plpy.quote_literal(queue.stem + "$"))
+
+
+def describe_functions(queue: Queue, queue_name: str) -> None:
+    """Comment on a queue's own functions, and let everybody call them: what they may do the table decides."""
+    run(
+        "".join(
+            "grant execute on function {signature} to public;\ncomment on function {signature} is {text};\n".format(
+                signature=row["signature"],
+                text=plpy.quote_literal(
+                    "The %s of queue %s, made by pgmq.create. Call the function of pgmq."
+                    % (row["verb"], plpy.quote_ident(queue_name))
+                ),
+            )
+            for row in rows(own_functions(queue))
+        )
+    )
+
+
+@sql("create(queue_name text) returns void", "set client_min_messages = warning")
+def create(queue_name: str) -> None:
+    """Creates a queue: the table pgmq.q_<name>, its archive pgmq.a_<name>, and the functions that serve them.
+
+    Creating a queue that exists is no error and changes nothing. Names that differ only in case are one queue, and
+    pgmq.meta keeps the first spelling.
+    Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused, 42P07 a name that something else has.
+    Privileges: USAGE and CREATE on schema pgmq, SELECT and INSERT on pgmq.meta.
+    """
+    create_table_queue(queue_name, is_unlogged=False)
+
+
+@sql("create_non_partitioned(queue_name text) returns void", "set client_min_messages = warning")
+def create_non_partitioned(queue_name: str) -> None:
+    """Creates a queue of one table, as create does. Errors and privileges: as create."""
+    create_table_queue(queue_name, is_unlogged=False)
+
+
+@sql("create_unlogged(queue_name text) returns void", "set client_min_messages = warning")
+def create_unlogged(queue_name: str) -> None:
+    """Creates a queue whose messages are not written to the WAL: faster, empty after a crash and on a standby.
+
+    Its archive is an ordinary table. Errors and privileges: as create.
+    """
+    create_table_queue(queue_name, is_unlogged=True)
+
+
+@sql("compile(queue_name text) returns void", "set client_min_messages = warning")
+def compile_queue(queue_name: str) -> None:
+    """Makes the functions, indexes and hints of an existing queue anew: after an upgrade, or for restored tables.
+
+    Messages stay as they are. Errors: 42P01 no such queue. Privileges: owner of the queue table, CREATE on schema pgmq.
+    """
+    found = find(queue_name)
+    if found.kind is None:
+        raise no_such_queue(queue_name)
+    run(statements(found.queue, PARTS[1:]))
+    describe_functions(found.queue, found.name or queue_name)
+
+
+def no_such_queue(queue_name: str) -> Error:
+    return Error(
+        "queue %s does not exist" % plpy.quote_ident(queue_name),
+        sqlstate="42P01",
+        hint="Create it first: select pgmq.create(%s);" % plpy.quote_literal(queue_name),
+    )
+
+
+@sql("purge_queue(queue_name text) returns bigint")
+def purge_queue(queue_name: str) -> int:
+    """Removes all messages of a queue, visible or not, and returns how many there were. The archive stays.
+
+    With the privilege to truncate the table it does so, and waits for whoever uses the queue; else it deletes.
+    Errors: 42P01 no such queue. Privileges: SELECT, and TRUNCATE or DELETE, on the queue table.
+    """
+    found = find(queue_name)
+    if found.kind is None:
+        raise no_such_queue(queue_name)
+    table = "pgmq." + plpy.quote_ident(found.queue.queue_table)
+    if rows("select has_table_privilege($1, 'TRUNCATE') as allowed", ["text"], [table])[0]["allowed"]:
+        # Locked first: what is counted is what is removed.
+        run("lock table %s in access exclusive mode" % table)
+        count = rows("select count(*) as n from " + table)[0]["n"]
+        run("truncate " + table)
+        return int(count)
+    return int(rows("with gone as (delete from %s returning 1) select count(*) as n from gone" % table)[0]["n"])
+
+
+@sql("drop_queue(queue_name text) returns boolean")
+def drop_queue(queue_name: str) -> bool:
+    """Drops a queue with its messages, its archive and all that belongs to it.
+
+    Returns true, or false with a notice where there is no such queue.
+    Errors: 22004, 42602 and 42622 for a text that is no queue name. Privileges: owner of the queue's tables, SELECT and
+    DELETE on pgmq.meta.
+    """
+    found = find(queue_name)
+    if found.name is None:
+        plpy.notice("pgmq queue %s does not exist" % plpy.quote_ident(queue_name))
+        return False
+    rows(
+        "delete from pgmq.meta where pgmq.format_table_name(queue_name, 'q') = $1",
+        ["text"],
+        [found.queue.queue_table],
+    )
+    run(
+        "".join("drop function %s;\n" % row["signature"] for row in rows(own_functions(found.queue)))
+        + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
+        + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
+    )
+    return True
+
+
+@sql("drop_queue(queue_name text, partitioned boolean) returns boolean")
+def drop_queue_partitioned(queue_name: str, partitioned: bool) -> bool:
+    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at."""
+    plpy.warning("drop_queue(queue_name, partitioned) is deprecated, use drop_queue(queue_name)")
+    return drop_queue(queue_name)
+
+
+@sql("detach_archive(queue_name text) returns void")
+def detach_archive(queue_name: str) -> None:
+    """Deprecated: does nothing, with a warning. Archives do not belong to the extension."""
+    plpy.warning("detach_archive(queue_name) is deprecated and does nothing: archives do not belong to the extension")

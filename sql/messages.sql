@@ -1,0 +1,357 @@
+-- Messages. Each function finds the queue's own, compiled from queue.sql, and calls it: nothing here knows a table.
+
+-- When a message with this delay becomes visible. Without a delay that is when it is enqueued, to the microsecond: this is
+-- how the ready index knows it.
+create function pgmq._visible_at(delay integer)
+returns timestamptz
+volatile
+language sql
+as $function$
+    select case
+        when delay > 0 then clock_timestamp() + delay * interval '1 second'
+        else now() + delay * interval '1 second'
+    end
+$function$;
+comment on function pgmq._visible_at(integer) is 'Internal: when a message sent now with this delay in seconds becomes visible.';
+
+create function pgmq._check_batch(msgs jsonb[], headers jsonb[])
+returns void
+language plpgsql
+as $function$
+begin
+    if coalesce(cardinality(msgs), 0) = 0 then
+        raise exception 'pgmq: msgs cannot be NULL or empty'
+            using errcode = case when msgs is null then 'null_value_not_allowed' else 'invalid_parameter_value' end;
+    elsif cardinality(headers) <> cardinality(msgs) then
+        raise exception 'pgmq: headers array length (%) must match msgs array length (%)',
+            cardinality(headers), cardinality(msgs)
+            using errcode = 'invalid_parameter_value',
+                hint = 'Give one element a message, NULL where it has no headers, or no headers at all.';
+    end if;
+end
+$function$;
+comment on function pgmq._check_batch(jsonb[], jsonb[]) is 'Internal: what send_batch refuses.';
+
+create function pgmq.send(queue_name text, msg jsonb)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+        using msg, null::jsonb, now();
+end
+$function$;
+comment on function pgmq.send(text, jsonb) is
+'Sends a message to a queue and returns its id. The message may be NULL.
+The other forms take headers (a JSON object beside the message), and a delay: in seconds, or the time at which the message
+becomes visible. Errors: 42P01 no such queue, 22004 a NULL delay. Privileges: INSERT on the queue table.';
+
+create function pgmq.send(queue_name text, msg jsonb, headers jsonb)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+        using msg, headers, now();
+end
+$function$;
+comment on function pgmq.send(text, jsonb, jsonb) is
+'Sends a message with headers, and returns its id. More: send(text, jsonb).';
+
+create function pgmq.send(queue_name text, msg jsonb, delay integer)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+        using msg, null::jsonb, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+end
+$function$;
+comment on function pgmq.send(text, jsonb, integer) is
+'Sends a message with a delay in seconds, after which it becomes visible, and returns its id. More: send(text, jsonb).';
+
+create function pgmq.send(queue_name text, msg jsonb, delay timestamptz)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+        using msg, null::jsonb, coalesce(delay, pgmq._required('delay', delay));
+end
+$function$;
+comment on function pgmq.send(text, jsonb, timestamptz) is
+'Sends a message with the time at which it becomes visible, and returns its id. More: send(text, jsonb).';
+
+create function pgmq.send(queue_name text, msg jsonb, headers jsonb, delay integer)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+        using msg, headers, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+end
+$function$;
+comment on function pgmq.send(text, jsonb, jsonb, integer) is
+'Sends a message with headers and a delay in seconds, after which it becomes visible, and returns its id. More: send(text, jsonb).';
+
+create function pgmq.send(queue_name text, msg jsonb, headers jsonb, delay timestamptz)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+        using msg, headers, coalesce(delay, pgmq._required('delay', delay));
+end
+$function$;
+comment on function pgmq.send(text, jsonb, jsonb, timestamptz) is
+'Sends a message with headers and the time at which it becomes visible, and returns its id. More: send(text, jsonb).';
+
+create function pgmq.send_batch(queue_name text, msgs jsonb[])
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    perform pgmq._check_batch(msgs, null::jsonb[]);
+    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+        using msgs, null::jsonb[], now();
+end
+$function$;
+comment on function pgmq.send_batch(text, jsonb[]) is
+'Sends messages to a queue and returns their ids, in the order of the messages: all of them or none.
+The other forms take headers, one element a message, and a delay for all: in seconds, or the time at which they become
+visible. Errors: 42P01 no such queue, 22004 or 22023 an array that is NULL, empty or of another length, 22004 a NULL delay.
+Privileges: INSERT on the queue table.';
+
+create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[])
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    perform pgmq._check_batch(msgs, headers);
+    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+        using msgs, headers, now();
+end
+$function$;
+comment on function pgmq.send_batch(text, jsonb[], jsonb[]) is
+'Sends messages with headers, one element a message, and returns their ids. More: send_batch(text, jsonb[]).';
+
+create function pgmq.send_batch(queue_name text, msgs jsonb[], delay integer)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    perform pgmq._check_batch(msgs, null::jsonb[]);
+    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+        using msgs, null::jsonb[], pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+end
+$function$;
+comment on function pgmq.send_batch(text, jsonb[], integer) is
+'Sends messages with a delay in seconds, after which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+
+create function pgmq.send_batch(queue_name text, msgs jsonb[], delay timestamptz)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    perform pgmq._check_batch(msgs, null::jsonb[]);
+    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+        using msgs, null::jsonb[], coalesce(delay, pgmq._required('delay', delay));
+end
+$function$;
+comment on function pgmq.send_batch(text, jsonb[], timestamptz) is
+'Sends messages with the time at which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+
+create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[], delay integer)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    perform pgmq._check_batch(msgs, headers);
+    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+        using msgs, headers, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+end
+$function$;
+comment on function pgmq.send_batch(text, jsonb[], jsonb[], integer) is
+'Sends messages with headers, one element a message, and a delay in seconds, after which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+
+create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[], delay timestamptz)
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    perform pgmq._check_batch(msgs, headers);
+    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+        using msgs, headers, coalesce(delay, pgmq._required('delay', delay));
+end
+$function$;
+comment on function pgmq.send_batch(text, jsonb[], jsonb[], timestamptz) is
+'Sends messages with headers, one element a message, and the time at which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+
+create function pgmq.read(queue_name text, vt integer, qty integer, conditional jsonb default '{}')
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+begin
+    return query execute 'select * from ' || pgmq._function(queue_name, 'read') || '($1, $2, $3)'
+        using coalesce(vt, pgmq._required('vt', vt)), qty, nullif(conditional, '{}');
+end
+$function$;
+comment on function pgmq.read(text, integer, integer, jsonb) is
+'Takes up to qty visible messages (NULL: all), oldest id first, and makes them invisible to others for vt seconds, the
+visibility timeout; read_ct counts how often. Where conditional is not {}, only messages that contain it (@>) are taken.
+A message that is not deleted, popped or archived in time becomes visible again.
+Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
+
+create function pgmq.read_with_poll(
+    queue_name text,
+    vt integer,
+    qty integer,
+    max_poll_seconds integer default 5,
+    poll_interval_ms integer default 100,
+    conditional jsonb default '{}'
+)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+declare
+    deadline constant timestamptz := clock_timestamp()
+        + coalesce(max_poll_seconds, pgmq._required('max_poll_seconds', max_poll_seconds)) * interval '1 second';
+    pause constant double precision := greatest(
+        coalesce(poll_interval_ms, pgmq._required('poll_interval_ms', poll_interval_ms)), 1) / 1000.0;
+begin
+    loop
+        return query select * from pgmq.read(queue_name, vt, qty, conditional);
+        exit when found or clock_timestamp() >= deadline;
+        perform pg_sleep(least(pause, date_part('epoch', deadline - clock_timestamp())));
+    end loop;
+end
+$function$;
+comment on function pgmq.read_with_poll(text, integer, integer, integer, integer, jsonb) is
+'As read, but where there is nothing it looks again every poll_interval_ms milliseconds, for max_poll_seconds seconds at
+most. While it waits the session holds a snapshot; in REPEATABLE READ and SERIALIZABLE it sees nothing new.
+Errors and privileges: as read; 22004 for a NULL time.';
+
+create function pgmq.pop(queue_name text, qty integer default 1)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+begin
+    return query execute 'select * from ' || pgmq._function(queue_name, 'pop') || '($1)'
+        using qty;
+end
+$function$;
+comment on function pgmq.pop(text, integer) is
+'Removes up to qty visible messages (NULL: all), oldest id first, and returns them. One that the client then loses is gone.
+Errors: 42P01 no such queue, 2201W a negative qty. Privileges: SELECT, UPDATE and DELETE on the queue table.';
+
+create function pgmq.delete(queue_name text, msg_id bigint)
+returns boolean
+language plpgsql
+as $function$
+declare
+    deleted boolean;
+begin
+    execute 'select ' || pgmq._function(queue_name, 'delete') || '($1)'
+        into deleted
+        using msg_id;
+    return deleted;
+end
+$function$;
+comment on function pgmq.delete(text, bigint) is
+'Deletes a message, visible or not, and returns whether it was there.
+Errors: 42P01 no such queue. Privileges: SELECT and DELETE on the queue table.';
+
+create function pgmq.delete(queue_name text, msg_ids bigint[])
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'delete_batch') || '($1)'
+        using msg_ids;
+end
+$function$;
+comment on function pgmq.delete(text, bigint[]) is
+'Deletes messages, visible or not, and returns the ids of those that were there.
+Errors: 42P01 no such queue. Privileges: SELECT and DELETE on the queue table.';
+
+create function pgmq.archive(queue_name text, msg_id bigint)
+returns boolean
+language plpgsql
+as $function$
+declare
+    archived boolean;
+begin
+    execute 'select exists (select from ' || pgmq._function(queue_name, 'archive') || '($1))'
+        into archived
+        using array[msg_id];
+    return archived;
+end
+$function$;
+comment on function pgmq.archive(text, bigint) is
+'Moves a message, visible or not, from the queue to its archive table pgmq.a_<queue>, and returns whether it was there.
+Errors: 42P01 no such queue. Privileges: SELECT and DELETE on the queue table, SELECT and INSERT on the archive.';
+
+create function pgmq.archive(queue_name text, msg_ids bigint[])
+returns setof bigint
+language plpgsql
+as $function$
+begin
+    return query execute 'select ' || pgmq._function(queue_name, 'archive') || '($1)'
+        using msg_ids;
+end
+$function$;
+comment on function pgmq.archive(text, bigint[]) is
+'Moves messages, visible or not, from the queue to its archive table pgmq.a_<queue>, and returns the ids of those that were
+there. Errors: 42P01 no such queue. Privileges: SELECT and DELETE on the queue table, SELECT and INSERT on the archive.';
+
+create function pgmq.set_vt(queue_name text, msg_id bigint, vt integer)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+begin
+    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
+        using array[msg_id], clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second';
+end
+$function$;
+comment on function pgmq.set_vt(text, bigint, integer) is
+'Sets the visibility timeout of a message anew, to vt seconds from now, 0 for at once. Returns the changed rows.
+Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';
+
+create function pgmq.set_vt(queue_name text, msg_id bigint, vt timestamptz)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+begin
+    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
+        using array[msg_id], coalesce(vt, pgmq._required('vt', vt));
+end
+$function$;
+comment on function pgmq.set_vt(text, bigint, timestamptz) is
+'Sets the time at which a message becomes visible. Returns the changed rows.
+Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';
+
+create function pgmq.set_vt(queue_name text, msg_ids bigint[], vt integer)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+begin
+    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
+        using msg_ids, clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second';
+end
+$function$;
+comment on function pgmq.set_vt(text, bigint[], integer) is
+'Sets the visibility timeout of messages anew, to vt seconds from now, 0 for at once. Returns the changed rows.
+Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';
+
+create function pgmq.set_vt(queue_name text, msg_ids bigint[], vt timestamptz)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+begin
+    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
+        using msg_ids, coalesce(vt, pgmq._required('vt', vt));
+end
+$function$;
+comment on function pgmq.set_vt(text, bigint[], timestamptz) is
+'Sets the time at which messages become visible. Returns the changed rows.
+Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';

