@@ -83,9 +83,12 @@ set plan_cache_mode = force_generic_plan
 moment constant timestamptz := clock_timestamp();
 head bigint := 0;
 due timestamptz;
-backlog bigint;
 claimed tid[];
 lowest bigint;
+waiting bigint[];
+place bigint;
+found_rows tid[];
+found_id bigint;
 
 -- @fragment claim
 -- Locks the oldest visible messages, in the order of ids, and leaves them in "claimed". A message that another
@@ -123,46 +126,75 @@ from (
 ) as c;
 
 if claimed is null then
-    select count(*)
-    into backlog
+    select array_agg(d.msg_id order by d.msg_id)
+    into waiting
     from (
-        select
+        select d.msg_id
         from @queue@ as d
         where d.vt > d.enqueued_at
             and d.vt >= due
             and d.vt <= moment
         limit 1000
-    ) as b;
-    if backlog = 0 then
+    ) as d;
+    if waiting is null then
         return;
-    elsif backlog < 1000 then
-        -- The few that are due are sorted by id and merged with the ready ones. The join back to the table is what
-        -- can be locked row by row, as far as the limit goes; a row changed meanwhile must still be visible.
-        select array_agg(c.row_id), min(c.msg_id) filter (where c.ready)
-        into claimed, lowest
-        from (
-            select q.ctid as row_id, k.msg_id, k.ready
+    elsif cardinality(waiting) < 1000 then
+        -- In turn, the ready messages before the next that is due again, and those due before the next that is ready.
+        -- One statement for both would lock more than it takes, or sort all that is ready.
+        place := head;
+        loop
+            if waiting[1] > place or waiting = '{}' then
+                select array_agg(c.row_id), min(c.msg_id)
+                into found_rows, found_id
+                from (
+                    select m.ctid as row_id, m.msg_id
+                    from @queue@ as m
+                    where m.vt <= m.enqueued_at
+                        and m.msg_id >= place
+                        and m.msg_id < coalesce(waiting[1], 9223372036854775807)
+                        and m.vt <= moment
+                        and (condition is null or m.message @> condition)
+                    order by m.msg_id
+                    limit quantity - coalesce(cardinality(claimed), 0)
+                    for update skip locked
+                ) as c;
+                claimed := claimed || found_rows;
+                lowest := coalesce(lowest, found_id);
+            end if;
+            exit when waiting = '{}' or cardinality(claimed) >= quantity;
+
+            select m.msg_id
+            into place
+            from @queue@ as m
+            where m.vt <= m.enqueued_at
+                and m.msg_id >= greatest(head, waiting[1])
+                and m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit 1;
+            place := coalesce(place, 9223372036854775807);
+            select array_agg(c.row_id)
+            into found_rows
             from (
-                select m.msg_id, m.ctid as row_id, true as ready
+                select m.ctid as row_id
                 from @queue@ as m
-                where m.vt <= m.enqueued_at
-                    and m.msg_id >= head
+                where m.msg_id = any (waiting)
+                    and m.msg_id < place
                     and m.vt <= moment
-                union all
-                select d.msg_id, d.ctid, false
-                from @queue@ as d
-                where d.vt > d.enqueued_at
-                    and d.vt >= due
-                    and d.vt <= moment
-                order by msg_id
-            ) as k
-            join @queue@ as q on q.ctid = k.row_id
-            where q.vt <= moment
-                and (condition is null or q.message @> condition)
-            order by k.msg_id
-            limit quantity
-            for update of q skip locked
-        ) as c;
+                    and (condition is null or m.message @> condition)
+                order by m.msg_id
+                limit quantity - coalesce(cardinality(claimed), 0)
+                for update skip locked
+            ) as c;
+            claimed := claimed || found_rows;
+            exit when cardinality(claimed) >= quantity;
+            waiting := array(
+                select w.msg_id
+                from unnest(waiting) as w (msg_id)
+                where w.msg_id > place
+                order by w.msg_id
+            );
+        end loop;
     else
         -- With many due, visible messages are dense: walk all messages by id.
         select array_agg(c.row_id)
