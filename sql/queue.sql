@@ -229,8 +229,9 @@ end if;
 -- @fragment group_variables
 moment constant timestamptz := clock_timestamp();
 wanted constant bigint := coalesce(quantity, 9223372036854775807);
+head bigint;
 due timestamptz;
-place bigint;
+place bigint := -1;
 size bigint := least(greatest(4 * quantity::bigint, 100), 10000);
 walked bigint := 0;
 is_last boolean := false;
@@ -298,6 +299,7 @@ end if;
 -- knows one before it. Where much is visible of groups that give nothing, go from group to group in the index instead.
 -- @fragment group_candidates_indexed
 if walked = 0 then
+    head := coalesce(pg_sequence_last_value(@literal:head@), 0);
     due := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
     select array_agg(d.msg_id), array_agg(d.message_group), array_agg(d.row_id), count(*) = 1000
     into due_ids, due_groups, due_rows, is_dense
@@ -310,14 +312,14 @@ if walked = 0 then
         limit 1000
     ) as d;
 end if;
-if walked + size <= 10000 then
+if walked = 0 or walked + size <= 2500 then
     if is_dense then
         select array_agg(c.msg_id), array_agg(c.message_group), array_agg(c.row_id)
         into chunk_ids, chunk_groups, chunk_rows
         from (
             select m.msg_id, @group:m@ as message_group, m.ctid as row_id
             from @queue@ as m
-            where m.msg_id > coalesce(place, 0)
+            where m.msg_id > place
                 and m.vt <= moment
             order by m.msg_id
             limit size
@@ -329,7 +331,8 @@ if walked + size <= 10000 then
             select m.msg_id, @group:m@ as message_group, m.ctid as row_id
             from @queue@ as m
             where m.vt <= m.enqueued_at
-                and m.msg_id > coalesce(place, pg_sequence_last_value(@literal:head@) - 1, 0)
+                and m.msg_id > place
+                and m.msg_id >= head
                 and m.vt <= moment
             order by m.msg_id
             limit size
@@ -338,27 +341,33 @@ if walked + size <= 10000 then
     end if;
     is_last := coalesce(cardinality(chunk_ids), 0) < size;
     open candidates for
+        -- OFFSET 0 keeps the question a subplan, put to one group after the other as far as needed.
         select f.message_group, f.msg_id, f.row_id
         from (
-            select distinct on (c.message_group) c.message_group, c.msg_id, c.row_id
+            select g.message_group, g.msg_id, g.row_id
             from (
-                select r.message_group, r.msg_id, r.row_id
-                from unnest(chunk_groups, chunk_ids, chunk_rows) as r (message_group, msg_id, row_id)
-                union all
-                select r.message_group, r.msg_id, r.row_id
-                from unnest(due_groups, due_ids, due_rows) as r (message_group, msg_id, row_id)
-            ) as c
-            where c.msg_id > coalesce(place, 0)
-                and (is_last or c.msg_id <= chunk_ids[size])
-            order by c.message_group, c.msg_id
+                select distinct on (c.message_group) c.message_group, c.msg_id, c.row_id
+                from (
+                    select r.message_group, r.msg_id, r.row_id
+                    from unnest(chunk_groups, chunk_ids, chunk_rows) as r (message_group, msg_id, row_id)
+                    union all
+                    select r.message_group, r.msg_id, r.row_id
+                    from unnest(due_groups, due_ids, due_rows) as r (message_group, msg_id, row_id)
+                ) as c
+                where c.msg_id > place
+                    and (is_last or c.msg_id <= chunk_ids[size])
+                order by c.message_group, c.msg_id
+            ) as g
+            order by g.msg_id
+            offset 0
         ) as f
         where not exists (
             select
             from @queue@ as m
             where @group:m@ = f.message_group
                 and m.msg_id < f.msg_id
-        )
-        order by f.msg_id;
+            offset 0
+        );
     place := chunk_ids[size];
     walked := walked + size;
     size := 4 * size;
@@ -744,6 +753,9 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
+    -- Variables, since a volatile function is no condition for an index.
+    due constant timestamptz
+        := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
     earliest timestamptz;
     new_head bigint;
     new_due bigint;
@@ -753,7 +765,7 @@ begin
     into earliest
     from @queue@ as d
     where d.vt > d.enqueued_at
-        and d.vt >= to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision)
+        and d.vt >= due
         and d.vt <= moment
     order by d.vt
     limit 1;
@@ -771,6 +783,7 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
+    head constant bigint := pg_sequence_last_value(@literal:head@);
     earliest timestamptz;
     new_head bigint;
     new_due bigint;
@@ -783,7 +796,7 @@ begin
     into new_head
     from @queue@ as m
     where m.vt <= m.enqueued_at
-        and m.msg_id < pg_sequence_last_value(@literal:head@)
+        and m.msg_id < head
         and m.vt <= moment
     order by m.msg_id
     limit 1
