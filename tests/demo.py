@@ -12,10 +12,10 @@ import servers
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 
 
-def tour() -> list[str]:
-    """The SQL of the section "Tour", block by block."""
-    section = re.search(r"^## Tour\n(.*?)(?=^## )", README.read_text(), re.M | re.S).group(1)
-    return re.findall(r"^```sql\n(.*?)^```$", section, re.M | re.S)
+def tour(language: str = "sql") -> list[str]:
+    """The blocks of the section "Tour": the SQL, or with language "" the results shown."""
+    section = README.read_text().partition("\n## Tour\n")[2].partition("\n## ")[0]
+    return [text for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", section, re.M | re.S) if name == language]
 
 
 def run(cluster: servers.Cluster, psql: str) -> None:

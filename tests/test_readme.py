@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 from collections.abc import Callable
 
@@ -23,9 +22,7 @@ def test_the_tour_gives_the_results_that_the_readme_shows(make_database: Callabl
         text=True,
         check=True,
     )
-    section = demo.README.read_text().partition("\n## Tour\n")[2].partition("\n## ")[0]
-    shown = "".join(re.findall(r"^```\n(.*?)^```$", section, re.M | re.S))
-    assert psql.stdout == shown
+    assert psql.stdout == "".join(demo.tour(""))
 
 
 def test_the_table_of_functions_names_every_function(db: psycopg.Connection) -> None:
