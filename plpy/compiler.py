@@ -22,6 +22,7 @@ class Queue(NamedTuple):
     archive_table: str
     stem: str
     is_unlogged: bool
+    is_partitioned: bool
     has_fifo_index: bool
     server_version: int
 
@@ -57,6 +58,8 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
         "archive": "pgmq." + plpy.quote_ident(queue.archive_table),
         "persistence": "unlogged" if queue.is_unlogged else "",
         "unlogged": "unlogged" if queue.server_version >= 150000 else "",
+        "row_id": "msg_id" if queue.is_partitioned else "ctid",
+        "row_type": "bigint" if queue.is_partitioned else "tid",
         "group": GROUP % "",
         "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
     }

@@ -44,7 +44,13 @@ def find(queue_name: str, is_unlogged: bool = False) -> Found:
         [queue_name],
     )[0]
     queue = Queue(
-        row["queue_table"], row["archive_table"], row["stem"], is_unlogged, row["has_fifo_index"], row["server_version"]
+        queue_table=row["queue_table"],
+        archive_table=row["archive_table"],
+        stem=row["stem"],
+        is_unlogged=is_unlogged,
+        is_partitioned=row["kind"] == "p",
+        has_fifo_index=row["has_fifo_index"],
+        server_version=row["server_version"],
     )
     return Found(queue, row["name"], row["is_same_name"], row["kind"], row["archive_kind"])
 

@@ -6,6 +6,8 @@
 --   @literal:head@          the same as a string literal
 --   @persistence@           "unlogged" or nothing, for the table
 --   @unlogged@              "unlogged" where the server knows unlogged sequences (PostgreSQL 15), else nothing
+--   @row_id@, @row_type@    what a row is found by again in the same transaction: its ctid, which is the quickest; in a
+--                           partitioned queue its msg_id, since a ctid is unique only within one partition
 --   @group:m@               the message group of a row of m, as a number
 --   @fragment:claim@        the fragment of that name from this file, so that functions that differ only in their end
 --                           share the rest without paying for a call
@@ -87,11 +89,11 @@ set plan_cache_mode = force_generic_plan
 moment constant timestamptz := clock_timestamp();
 head bigint := 0;
 due timestamptz;
-claimed tid[];
+claimed @row_type@[];
 lowest bigint;
 waiting bigint[];
 place bigint;
-found_rows tid[];
+found_rows @row_type@[];
 found_id bigint;
 
 -- @fragment claim
@@ -109,7 +111,7 @@ end if;
 select array_agg(c.row_id), min(c.msg_id)
 into claimed, lowest
 from (
-    select m.ctid as row_id, m.msg_id
+    select m.@row_id@ as row_id, m.msg_id
     from @queue@ as m
     where m.vt <= m.enqueued_at
         and m.msg_id >= head
@@ -151,7 +153,7 @@ if claimed is null then
                 select array_agg(c.row_id), min(c.msg_id)
                 into found_rows, found_id
                 from (
-                    select m.ctid as row_id, m.msg_id
+                    select m.@row_id@ as row_id, m.msg_id
                     from @queue@ as m
                     where m.vt <= m.enqueued_at
                         and m.msg_id >= place
@@ -180,7 +182,7 @@ if claimed is null then
             select array_agg(c.row_id)
             into found_rows
             from (
-                select m.ctid as row_id
+                select m.@row_id@ as row_id
                 from @queue@ as m
                 where m.msg_id = any (waiting)
                     and m.msg_id < place
@@ -204,7 +206,7 @@ if claimed is null then
         select array_agg(c.row_id)
         into claimed
         from (
-            select m.ctid as row_id
+            select m.@row_id@ as row_id
             from @queue@ as m
             where m.vt <= moment
                 and (condition is null or m.message @> condition)
@@ -238,18 +240,18 @@ is_last boolean := false;
 is_dense boolean := false;
 chunk_ids bigint[];
 chunk_groups bigint[];
-chunk_rows tid[];
+chunk_rows @row_type@[];
 due_ids bigint[];
 due_groups bigint[];
-due_rows tid[];
+due_rows @row_type@[];
 lowest bigint;
 candidates refcursor;
 candidate record;
-locked_row tid;
-rest tid[];
+locked_row @row_type@;
+rest @row_type@[];
 groups bigint[] := '{}';
 heads bigint[] := '{}';
-claimed tid[] := '{}';
+claimed @row_type@[] := '{}';
 
 -- @fragment group_claim
 if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
@@ -261,10 +263,10 @@ while cardinality(claimed) < wanted and not is_last loop
     loop
         fetch candidates into candidate;
         exit when not found;
-        select m.ctid
+        select m.@row_id@
         into locked_row
         from @queue@ as m
-        where m.ctid = candidate.row_id
+        where m.@row_id@ = candidate.row_id
             and m.vt <= moment
         for update skip locked;
         if found then
@@ -275,7 +277,7 @@ while cardinality(claimed) < wanted and not is_last loop
                 select array_agg(c.row_id)
                 into rest
                 from (
-                    select m.ctid as row_id
+                    select m.@row_id@ as row_id
                     from @queue@ as m
                     where @group:m@ = candidate.message_group
                         and m.msg_id > candidate.msg_id
@@ -304,7 +306,7 @@ if walked = 0 then
     select array_agg(d.msg_id), array_agg(d.message_group), array_agg(d.row_id), count(*) = 1000
     into due_ids, due_groups, due_rows, is_dense
     from (
-        select d.msg_id, @group:d@ as message_group, d.ctid as row_id
+        select d.msg_id, @group:d@ as message_group, d.@row_id@ as row_id
         from @queue@ as d
         where d.vt > d.enqueued_at
             and d.vt >= due
@@ -317,7 +319,7 @@ if walked = 0 or walked + size <= 2500 then
         select array_agg(c.msg_id), array_agg(c.message_group), array_agg(c.row_id)
         into chunk_ids, chunk_groups, chunk_rows
         from (
-            select m.msg_id, @group:m@ as message_group, m.ctid as row_id
+            select m.msg_id, @group:m@ as message_group, m.@row_id@ as row_id
             from @queue@ as m
             where m.msg_id > place
                 and m.vt <= moment
@@ -328,7 +330,7 @@ if walked = 0 or walked + size <= 2500 then
         select array_agg(c.msg_id), array_agg(c.message_group), array_agg(c.row_id)
         into chunk_ids, chunk_groups, chunk_rows
         from (
-            select m.msg_id, @group:m@ as message_group, m.ctid as row_id
+            select m.msg_id, @group:m@ as message_group, m.@row_id@ as row_id
             from @queue@ as m
             where m.vt <= m.enqueued_at
                 and m.msg_id > place
@@ -376,7 +378,7 @@ else
     open candidates for
         with recursive lead as (
             (
-                select @group:m@ as message_group, m.msg_id, m.vt, m.ctid as row_id
+                select @group:m@ as message_group, m.msg_id, m.vt, m.@row_id@ as row_id
                 from @queue@ as m
                 order by @group:m@, m.msg_id
                 limit 1
@@ -385,7 +387,7 @@ else
             select n.message_group, n.msg_id, n.vt, n.row_id
             from lead as l
             cross join lateral (
-                select @group:m@ as message_group, m.msg_id, m.vt, m.ctid as row_id
+                select @group:m@ as message_group, m.msg_id, m.vt, m.@row_id@ as row_id
                 from @queue@ as m
                 where @group:m@ > l.message_group
                 order by @group:m@, m.msg_id
@@ -405,7 +407,7 @@ is_last := true;
 open candidates for
     select l.message_group, l.msg_id, l.row_id
     from (
-        select distinct on (@group:m@) @group:m@ as message_group, m.msg_id, m.vt, m.ctid as row_id
+        select distinct on (@group:m@) @group:m@ as message_group, m.msg_id, m.vt, m.@row_id@ as row_id
         from @queue@ as m
         order by @group:m@, m.msg_id
     ) as l
@@ -472,7 +474,7 @@ begin
             set vt = moment + seconds * interval '1 second',
                 read_ct = q.read_ct + 1,
                 last_read_at = moment
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers;
     else
         return query
@@ -481,7 +483,7 @@ begin
                 set vt = moment + seconds * interval '1 second',
                     read_ct = q.read_ct + 1,
                     last_read_at = moment
-                where q.ctid = any (claimed)
+                where q.@row_id@ = any (claimed)
                 returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
             )
             select *
@@ -513,7 +515,7 @@ begin
     return query
         with removed as (
             delete from @queue@ as q
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
         )
         select *
@@ -547,7 +549,7 @@ begin
             set vt = moment + seconds * interval '1 second',
                 read_ct = q.read_ct + 1,
                 last_read_at = moment
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
         )
         select *
@@ -585,7 +587,7 @@ begin
             select n.row_id, n.msg_id, n.turn, g.seat
             from unnest(groups, heads) with ordinality as g (message_group, msg_id, seat)
             cross join lateral (
-                select m.ctid as row_id, m.msg_id, row_number() over (order by m.msg_id) as turn
+                select m.@row_id@ as row_id, m.msg_id, row_number() over (order by m.msg_id) as turn
                 from @queue@ as m
                 where @group:m@ = g.message_group
                     and m.msg_id > g.msg_id
@@ -597,9 +599,9 @@ begin
             limit wanted - cardinality(groups)
         ) as d;
         claimed := claimed || array(
-            select m.ctid
+            select m.@row_id@
             from @queue@ as m
-            where m.ctid = any (rest)
+            where m.@row_id@ = any (rest)
                 and m.vt <= moment
             for update skip locked
         );
@@ -611,7 +613,7 @@ begin
             set vt = moment + seconds * interval '1 second',
                 read_ct = q.read_ct + 1,
                 last_read_at = moment
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
         )
         select *
@@ -645,7 +647,7 @@ begin
             set vt = moment + seconds * interval '1 second',
                 read_ct = q.read_ct + 1,
                 last_read_at = moment
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
         )
         select *
