@@ -211,5 +211,9 @@ def drop_queue_partitioned(queue_name: str, partitioned: bool) -> bool:
 
 @sql("detach_archive(queue_name text) returns void")
 def detach_archive(queue_name: str) -> None:
-    """Deprecated: does nothing, with a warning. Archives do not belong to the extension."""
+    """Deprecated: does nothing, with a warning. Archives do not belong to the extension.
+
+    Errors: as validate_queue_name. Privileges: none.
+    """
+    rows("select pgmq.validate_queue_name($1)", ["text"], [queue_name])
     plpy.warning("detach_archive(queue_name) is deprecated and does nothing: archives do not belong to the extension")
