@@ -193,12 +193,13 @@ def error_of(error: type[psycopg.Error], message: str, hint: str | None = None):
             self.info = self.raises.__enter__()
 
         def __exit__(self, *arguments: object) -> bool:
-            suppressed = self.raises.__exit__(*arguments)
+            if not self.raises.__exit__(*arguments):
+                return False
             diagnostic = self.info.value.diag
             assert diagnostic.message_primary.startswith("pgmq: "), diagnostic.message_primary
             assert message in diagnostic.message_primary
             if hint is not None:
                 assert hint in (diagnostic.message_hint or "")
-            return suppressed
+            return True
 
     return Expectation()
