@@ -204,7 +204,10 @@ def drop_queue(queue_name: str) -> bool:
 
 @sql("drop_queue(queue_name text, partitioned boolean) returns boolean")
 def drop_queue_partitioned(queue_name: str, partitioned: bool) -> bool:
-    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at."""
+    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at.
+
+    Errors and privileges: as drop_queue(queue_name).
+    """
     plpy.warning("drop_queue(queue_name, partitioned) is deprecated, use drop_queue(queue_name)")
     return drop_queue(queue_name)
 
