@@ -10,6 +10,10 @@ TEMPLATES = "@file:queue.sql@"
 # What create makes, in this order; compile makes all but the tables.
 PARTS = ("tables", "indexes", "settings", "hints", "privileges", "functions")
 
+# A group as a number: small in the index, whatever the header's length. Messages without the header share the group 0;
+# should two groups ever have one number, they are read as one.
+GROUP = "coalesce(hashtextextended(%sheaders ->> 'x-pgmq-group', 0), 0)"
+
 
 class Queue(NamedTuple):
     """All that the templates depend on."""
@@ -18,6 +22,8 @@ class Queue(NamedTuple):
     archive_table: str
     stem: str
     is_unlogged: bool
+    is_partitioned: bool
+    has_fifo_index: bool
     server_version: int
 
 
@@ -29,11 +35,13 @@ def template(kind: str, name: str) -> str:
     return found.group(1).rstrip("\n")
 
 
-def with_fragments(text: str) -> str:
+def with_fragments(queue: Queue, text: str) -> str:
     """The text with its fragments, each indented as the place where it is named."""
+    variants = {"group_candidates": "group_candidates_indexed" if queue.has_fifo_index else "group_candidates_scanned"}
 
     def fragment(found: Match[str]) -> str:
-        lines = template("fragment", found.group(2)).split("\n")
+        name = variants.get(found.group(2), found.group(2))
+        lines = with_fragments(queue, template("fragment", name)).split("\n")
         return "\n".join(found.group(1) + line if line else line for line in lines)
 
     return re.sub(r"^( *)@fragment:(\w+)@", fragment, text, flags=re.M)
@@ -50,6 +58,9 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
         "archive": "pgmq." + plpy.quote_ident(queue.archive_table),
         "persistence": "unlogged" if queue.is_unlogged else "",
         "unlogged": "unlogged" if queue.server_version >= 150000 else "",
+        "row_id": "msg_id" if queue.is_partitioned else "ctid",
+        "row_type": "bigint" if queue.is_partitioned else "tid",
+        "group": GROUP % "",
         "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
     }
 
@@ -59,9 +70,11 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
             return words[(kind or "") + name]
         if kind == "literal:":
             return plpy.quote_literal(own(name))
+        if kind == "group:":
+            return GROUP % (name + ".")
         if kind == "index:":
             return plpy.quote_ident(queue.stem + "$" + name)
         return own(name)
 
-    text = "\n".join(with_fragments(template("section", part)) for part in parts)
-    return re.sub(r"@(function:|sequence:|index:|literal:)?(\w+)@", word, text)
+    text = "\n".join(with_fragments(queue, template("section", part)) for part in parts)
+    return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)

@@ -16,7 +16,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULES = ("interface", "compiler", "queues")
-SCRIPTS = ("schema", "names", "queues", "messages")
+SCRIPTS = ("schema", "names", "queues", "messages", "groups")
 
 HEADER = {
     "extension": '\\echo Use "create extension pgmq cascade" to load this file. \\quit\n',

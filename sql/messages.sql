@@ -202,6 +202,38 @@ visibility timeout; read_ct counts how often. Where conditional is not {}, only 
 A message that is not deleted, popped or archived in time becomes visible again.
 Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
+create function pgmq._poll(
+    function_name text,
+    queue_name text,
+    vt integer,
+    qty integer,
+    max_poll_seconds integer,
+    poll_interval_ms integer,
+    conditional jsonb
+)
+returns setof pgmq.message_record
+language plpgsql
+as $function$
+declare
+    statement constant text := format('select * from pgmq.%I($1, $2, $3', function_name)
+        || case when conditional is null then ')' else ', $4)' end;
+    deadline constant timestamptz := clock_timestamp()
+        + coalesce(max_poll_seconds, pgmq._required('max_poll_seconds', max_poll_seconds)) * interval '1 second';
+    pause constant double precision := 0.001 * greatest(
+        coalesce(poll_interval_ms, pgmq._required('poll_interval_ms', poll_interval_ms)),
+        1
+    );
+begin
+    loop
+        return query execute statement using queue_name, vt, qty, conditional;
+        exit when found or clock_timestamp() >= deadline;
+        perform pg_sleep(least(pause, date_part('epoch', deadline - clock_timestamp())));
+    end loop;
+end
+$function$;
+comment on function pgmq._poll(text, text, integer, integer, integer, integer, jsonb) is
+'Internal: calls a function that reads until it returns something or the time is up.';
+
 create function pgmq.read_with_poll(
     queue_name text,
     vt integer,
@@ -213,17 +245,10 @@ create function pgmq.read_with_poll(
 returns setof pgmq.message_record
 language plpgsql
 as $function$
-declare
-    deadline constant timestamptz := clock_timestamp()
-        + coalesce(max_poll_seconds, pgmq._required('max_poll_seconds', max_poll_seconds)) * interval '1 second';
-    pause constant double precision := greatest(
-        coalesce(poll_interval_ms, pgmq._required('poll_interval_ms', poll_interval_ms)), 1) / 1000.0;
 begin
-    loop
-        return query select * from pgmq.read(queue_name, vt, qty, conditional);
-        exit when found or clock_timestamp() >= deadline;
-        perform pg_sleep(least(pause, date_part('epoch', deadline - clock_timestamp())));
-    end loop;
+    return query
+        select *
+        from pgmq._poll('read', queue_name, vt, qty, max_poll_seconds, poll_interval_ms, conditional);
 end
 $function$;
 comment on function pgmq.read_with_poll(text, integer, integer, integer, integer, jsonb) is

@@ -6,6 +6,9 @@
 --   @literal:head@          the same as a string literal
 --   @persistence@           "unlogged" or nothing, for the table
 --   @unlogged@              "unlogged" where the server knows unlogged sequences (PostgreSQL 15), else nothing
+--   @row_id@, @row_type@    what a row is found by again in the same transaction: its ctid, which is the quickest; in a
+--                           partitioned queue its msg_id, since a ctid is unique only within one partition
+--   @group:m@               the message group of a row of m, as a number
 --   @fragment:claim@        the fragment of that name from this file, so that functions that differ only in their end
 --                           share the rest without paying for a call
 --
@@ -47,6 +50,9 @@ create index if not exists @index:ready@ on @queue@ (msg_id) where vt <= enqueue
 
 create index if not exists @index:parked@ on @queue@ (vt) where vt > enqueued_at;
 
+-- @section fifo
+create index if not exists @index:fifo@ on @queue@ ((@group@), msg_id);
+
 -- @section settings
 -- Every message is written twice in its page (sent, read) and then deleted: room for the second row, and a vacuum that
 -- comes by the number of dead rows rather than by their share of a table that is usually empty.
@@ -83,9 +89,12 @@ set plan_cache_mode = force_generic_plan
 moment constant timestamptz := clock_timestamp();
 head bigint := 0;
 due timestamptz;
-backlog bigint;
-claimed tid[];
+claimed @row_type@[];
 lowest bigint;
+waiting bigint[];
+place bigint;
+found_rows @row_type@[];
+found_id bigint;
 
 -- @fragment claim
 -- Locks the oldest visible messages, in the order of ids, and leaves them in "claimed". A message that another
@@ -102,7 +111,7 @@ end if;
 select array_agg(c.row_id), min(c.msg_id)
 into claimed, lowest
 from (
-    select m.ctid as row_id, m.msg_id
+    select m.@row_id@ as row_id, m.msg_id
     from @queue@ as m
     where m.vt <= m.enqueued_at
         and m.msg_id >= head
@@ -123,52 +132,81 @@ from (
 ) as c;
 
 if claimed is null then
-    select count(*)
-    into backlog
+    select array_agg(d.msg_id order by d.msg_id)
+    into waiting
     from (
-        select
+        select d.msg_id
         from @queue@ as d
         where d.vt > d.enqueued_at
             and d.vt >= due
             and d.vt <= moment
         limit 1000
-    ) as b;
-    if backlog = 0 then
+    ) as d;
+    if waiting is null then
         return;
-    elsif backlog < 1000 then
-        -- The few that are due are sorted by id and merged with the ready ones. The join back to the table is what
-        -- can be locked row by row, as far as the limit goes; a row changed meanwhile must still be visible.
-        select array_agg(c.row_id), min(c.msg_id) filter (where c.ready)
-        into claimed, lowest
-        from (
-            select q.ctid as row_id, k.msg_id, k.ready
+    elsif cardinality(waiting) < 1000 then
+        -- In turn, the ready messages before the next that is due again, and those due before the next that is ready.
+        -- One statement for both would lock more than it takes, or sort all that is ready.
+        place := head;
+        loop
+            if waiting[1] > place or waiting = '{}' then
+                select array_agg(c.row_id), min(c.msg_id)
+                into found_rows, found_id
+                from (
+                    select m.@row_id@ as row_id, m.msg_id
+                    from @queue@ as m
+                    where m.vt <= m.enqueued_at
+                        and m.msg_id >= place
+                        and m.msg_id < coalesce(waiting[1], 9223372036854775807)
+                        and m.vt <= moment
+                        and (condition is null or m.message @> condition)
+                    order by m.msg_id
+                    limit quantity - coalesce(cardinality(claimed), 0)
+                    for update skip locked
+                ) as c;
+                claimed := claimed || found_rows;
+                lowest := coalesce(lowest, found_id);
+            end if;
+            exit when waiting = '{}' or cardinality(claimed) >= quantity;
+
+            select m.msg_id
+            into place
+            from @queue@ as m
+            where m.vt <= m.enqueued_at
+                and m.msg_id >= greatest(head, waiting[1])
+                and m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit 1;
+            place := coalesce(place, 9223372036854775807);
+            select array_agg(c.row_id)
+            into found_rows
             from (
-                select m.msg_id, m.ctid as row_id, true as ready
+                select m.@row_id@ as row_id
                 from @queue@ as m
-                where m.vt <= m.enqueued_at
-                    and m.msg_id >= head
+                where m.msg_id = any (waiting)
+                    and m.msg_id < place
                     and m.vt <= moment
-                union all
-                select d.msg_id, d.ctid, false
-                from @queue@ as d
-                where d.vt > d.enqueued_at
-                    and d.vt >= due
-                    and d.vt <= moment
-                order by msg_id
-            ) as k
-            join @queue@ as q on q.ctid = k.row_id
-            where q.vt <= moment
-                and (condition is null or q.message @> condition)
-            order by k.msg_id
-            limit quantity
-            for update of q skip locked
-        ) as c;
+                    and (condition is null or m.message @> condition)
+                order by m.msg_id
+                limit quantity - coalesce(cardinality(claimed), 0)
+                for update skip locked
+            ) as c;
+            claimed := claimed || found_rows;
+            exit when cardinality(claimed) >= quantity;
+            waiting := array(
+                select w.msg_id
+                from unnest(waiting) as w (msg_id)
+                where w.msg_id > place
+                order by w.msg_id
+            );
+        end loop;
     else
         -- With many due, visible messages are dense: walk all messages by id.
         select array_agg(c.row_id)
         into claimed
         from (
-            select m.ctid as row_id
+            select m.@row_id@ as row_id
             from @queue@ as m
             where m.vt <= moment
                 and (condition is null or m.message @> condition)
@@ -186,6 +224,195 @@ end if;
 if condition is null and random() * 32 < cardinality(claimed) then
     perform @function:advance@(lowest, 4::bigint * quantity, moment);
 end if;
+
+-- What the three grouped reads share. In the order of their heads it locks the head of one group after the other, and
+-- with the head the group, until there are "wanted" messages. A group whose first message is invisible, or whose head
+-- another transaction holds, gives nothing. With "takes_rest" a group gives what else is visible of it before the next.
+-- @fragment group_variables
+moment constant timestamptz := clock_timestamp();
+wanted constant bigint := coalesce(quantity, 9223372036854775807);
+head bigint;
+due timestamptz;
+place bigint := -1;
+size bigint := least(greatest(4 * quantity::bigint, 100), 10000);
+walked bigint := 0;
+is_last boolean := false;
+is_dense boolean := false;
+chunk_ids bigint[];
+chunk_groups bigint[];
+chunk_rows @row_type@[];
+due_ids bigint[];
+due_groups bigint[];
+due_rows @row_type@[];
+lowest bigint;
+candidates refcursor;
+candidate record;
+locked_row @row_type@;
+rest @row_type@[];
+groups bigint[] := '{}';
+heads bigint[] := '{}';
+claimed @row_type@[] := '{}';
+
+-- @fragment group_claim
+if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
+    perform @function:sweep@(moment);
+end if;
+<<search>>
+while cardinality(claimed) < wanted and not is_last loop
+    @fragment:group_candidates@
+    loop
+        fetch candidates into candidate;
+        exit when not found;
+        select m.@row_id@
+        into locked_row
+        from @queue@ as m
+        where m.@row_id@ = candidate.row_id
+            and m.vt <= moment
+        for update skip locked;
+        if found then
+            groups := groups || candidate.message_group;
+            heads := heads || candidate.msg_id;
+            claimed := claimed || locked_row;
+            if takes_rest and cardinality(claimed) < wanted then
+                select array_agg(c.row_id)
+                into rest
+                from (
+                    select m.@row_id@ as row_id
+                    from @queue@ as m
+                    where @group:m@ = candidate.message_group
+                        and m.msg_id > candidate.msg_id
+                        and m.vt <= moment
+                    order by m.msg_id
+                    limit wanted - cardinality(claimed)
+                    for update skip locked
+                ) as c;
+                claimed := claimed || rest;
+            end if;
+            exit search when cardinality(claimed) >= wanted;
+        end if;
+    end loop;
+    close candidates;
+end loop;
+if random() * 32 < cardinality(claimed) then
+    perform @function:advance@(lowest, size, moment);
+end if;
+
+-- With the index: walk the visible messages by id, a chunk at a time. The first of a group is its head unless the index
+-- knows one before it. Where much is visible of groups that give nothing, go from group to group in the index instead.
+-- @fragment group_candidates_indexed
+if walked = 0 then
+    head := coalesce(pg_sequence_last_value(@literal:head@), 0);
+    due := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
+    select array_agg(d.msg_id), array_agg(d.message_group), array_agg(d.row_id), count(*) = 1000
+    into due_ids, due_groups, due_rows, is_dense
+    from (
+        select d.msg_id, @group:d@ as message_group, d.@row_id@ as row_id
+        from @queue@ as d
+        where d.vt > d.enqueued_at
+            and d.vt >= due
+            and d.vt <= moment
+        limit 1000
+    ) as d;
+end if;
+if walked = 0 or walked + size <= 2500 then
+    if is_dense then
+        select array_agg(c.msg_id), array_agg(c.message_group), array_agg(c.row_id)
+        into chunk_ids, chunk_groups, chunk_rows
+        from (
+            select m.msg_id, @group:m@ as message_group, m.@row_id@ as row_id
+            from @queue@ as m
+            where m.msg_id > place
+                and m.vt <= moment
+            order by m.msg_id
+            limit size
+        ) as c;
+    else
+        select array_agg(c.msg_id), array_agg(c.message_group), array_agg(c.row_id)
+        into chunk_ids, chunk_groups, chunk_rows
+        from (
+            select m.msg_id, @group:m@ as message_group, m.@row_id@ as row_id
+            from @queue@ as m
+            where m.vt <= m.enqueued_at
+                and m.msg_id > place
+                and m.msg_id >= head
+                and m.vt <= moment
+            order by m.msg_id
+            limit size
+        ) as c;
+        lowest := coalesce(lowest, chunk_ids[1]);
+    end if;
+    is_last := coalesce(cardinality(chunk_ids), 0) < size;
+    open candidates for
+        -- OFFSET 0 keeps the question a subplan, put to one group after the other as far as needed.
+        select f.message_group, f.msg_id, f.row_id
+        from (
+            select g.message_group, g.msg_id, g.row_id
+            from (
+                select distinct on (c.message_group) c.message_group, c.msg_id, c.row_id
+                from (
+                    select r.message_group, r.msg_id, r.row_id
+                    from unnest(chunk_groups, chunk_ids, chunk_rows) as r (message_group, msg_id, row_id)
+                    union all
+                    select r.message_group, r.msg_id, r.row_id
+                    from unnest(due_groups, due_ids, due_rows) as r (message_group, msg_id, row_id)
+                ) as c
+                where c.msg_id > place
+                    and (is_last or c.msg_id <= chunk_ids[size])
+                order by c.message_group, c.msg_id
+            ) as g
+            order by g.msg_id
+            offset 0
+        ) as f
+        where not exists (
+            select
+            from @queue@ as m
+            where @group:m@ = f.message_group
+                and m.msg_id < f.msg_id
+            offset 0
+        );
+    place := chunk_ids[size];
+    walked := walked + size;
+    size := 4 * size;
+else
+    is_last := true;
+    open candidates for
+        with recursive lead as (
+            (
+                select @group:m@ as message_group, m.msg_id, m.vt, m.@row_id@ as row_id
+                from @queue@ as m
+                order by @group:m@, m.msg_id
+                limit 1
+            )
+            union all
+            select n.message_group, n.msg_id, n.vt, n.row_id
+            from lead as l
+            cross join lateral (
+                select @group:m@ as message_group, m.msg_id, m.vt, m.@row_id@ as row_id
+                from @queue@ as m
+                where @group:m@ > l.message_group
+                order by @group:m@, m.msg_id
+                limit 1
+            ) as n
+        )
+        select l.message_group, l.msg_id, l.row_id
+        from lead as l
+        where l.vt <= moment
+            and l.message_group <> all (groups)
+        order by l.msg_id;
+end if;
+
+-- Without the index: one pass over the table.
+-- @fragment group_candidates_scanned
+is_last := true;
+open candidates for
+    select l.message_group, l.msg_id, l.row_id
+    from (
+        select distinct on (@group:m@) @group:m@ as message_group, m.msg_id, m.vt, m.@row_id@ as row_id
+        from @queue@ as m
+        order by @group:m@, m.msg_id
+    ) as l
+    where l.vt <= moment
+    order by l.msg_id;
 
 -- @fragment remember
 if has_sequence_privilege(@literal:head@, 'UPDATE') then
@@ -247,7 +474,7 @@ begin
             set vt = moment + seconds * interval '1 second',
                 read_ct = q.read_ct + 1,
                 last_read_at = moment
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers;
     else
         return query
@@ -256,7 +483,7 @@ begin
                 set vt = moment + seconds * interval '1 second',
                     read_ct = q.read_ct + 1,
                     last_read_at = moment
-                where q.ctid = any (claimed)
+                where q.@row_id@ = any (claimed)
                 returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
             )
             select *
@@ -288,12 +515,144 @@ begin
     return query
         with removed as (
             delete from @queue@ as q
-            where q.ctid = any (claimed)
+            where q.@row_id@ = any (claimed)
             returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
         )
         select *
         from removed as r
         order by r.msg_id;
+end
+$function$;
+
+create or replace function @function:read_grouped@(seconds integer, quantity integer)
+returns table (
+    msg_id bigint,
+    read_ct integer,
+    enqueued_at timestamptz,
+    last_read_at timestamptz,
+    vt timestamptz,
+    message jsonb,
+    headers jsonb
+)
+language plpgsql
+@fragment:settings@
+as $function$
+#variable_conflict use_column
+declare
+    takes_rest constant boolean := true;
+    @fragment:group_variables@
+begin
+    @fragment:group_claim@
+    return query
+        with changed as (
+            update @queue@ as q
+            set vt = moment + seconds * interval '1 second',
+                read_ct = q.read_ct + 1,
+                last_read_at = moment
+            where q.@row_id@ = any (claimed)
+            returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+        )
+        select *
+        from changed as c
+        order by c.msg_id;
+end
+$function$;
+
+create or replace function @function:grouped_rr@(seconds integer, quantity integer)
+returns table (
+    msg_id bigint,
+    read_ct integer,
+    enqueued_at timestamptz,
+    last_read_at timestamptz,
+    vt timestamptz,
+    message jsonb,
+    headers jsonb
+)
+language plpgsql
+@fragment:settings@
+as $function$
+#variable_conflict use_column
+declare
+    takes_rest constant boolean := false;
+    dealt bigint[];
+    @fragment:group_variables@
+begin
+    @fragment:group_claim@
+    -- Everybody has one: deal the second messages, the third ones, ... Other reads may take them meanwhile, so they are
+    -- locked before they count.
+    if cardinality(groups) between 1 and wanted - 1 then
+        select array_agg(d.row_id order by d.turn, d.seat), array_agg(d.msg_id order by d.turn, d.seat)
+        into rest, dealt
+        from (
+            select n.row_id, n.msg_id, n.turn, g.seat
+            from unnest(groups, heads) with ordinality as g (message_group, msg_id, seat)
+            cross join lateral (
+                select m.@row_id@ as row_id, m.msg_id, row_number() over (order by m.msg_id) as turn
+                from @queue@ as m
+                where @group:m@ = g.message_group
+                    and m.msg_id > g.msg_id
+                    and m.vt <= moment
+                order by m.msg_id
+                limit wanted - cardinality(groups)
+            ) as n
+            order by n.turn, g.seat
+            limit wanted - cardinality(groups)
+        ) as d;
+        claimed := claimed || array(
+            select m.@row_id@
+            from @queue@ as m
+            where m.@row_id@ = any (rest)
+                and m.vt <= moment
+            for update skip locked
+        );
+    end if;
+    dealt := heads || dealt;
+    return query
+        with changed as (
+            update @queue@ as q
+            set vt = moment + seconds * interval '1 second',
+                read_ct = q.read_ct + 1,
+                last_read_at = moment
+            where q.@row_id@ = any (claimed)
+            returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+        )
+        select *
+        from changed as c
+        order by array_position(dealt, c.msg_id);
+end
+$function$;
+
+create or replace function @function:grouped_head@(seconds integer, quantity integer)
+returns table (
+    msg_id bigint,
+    read_ct integer,
+    enqueued_at timestamptz,
+    last_read_at timestamptz,
+    vt timestamptz,
+    message jsonb,
+    headers jsonb
+)
+language plpgsql
+@fragment:settings@
+as $function$
+#variable_conflict use_column
+declare
+    takes_rest constant boolean := false;
+    @fragment:group_variables@
+begin
+    @fragment:group_claim@
+    return query
+        with changed as (
+            update @queue@ as q
+            set vt = moment + seconds * interval '1 second',
+                read_ct = q.read_ct + 1,
+                last_read_at = moment
+            where q.@row_id@ = any (claimed)
+            returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+        )
+        select *
+        from changed as c
+        order by c.msg_id;
 end
 $function$;
 
@@ -396,6 +755,9 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
+    -- Variables, since a volatile function is no condition for an index.
+    due constant timestamptz
+        := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
     earliest timestamptz;
     new_head bigint;
     new_due bigint;
@@ -405,7 +767,7 @@ begin
     into earliest
     from @queue@ as d
     where d.vt > d.enqueued_at
-        and d.vt >= to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision)
+        and d.vt >= due
         and d.vt <= moment
     order by d.vt
     limit 1;
@@ -423,6 +785,7 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
+    head constant bigint := pg_sequence_last_value(@literal:head@);
     earliest timestamptz;
     new_head bigint;
     new_due bigint;
@@ -435,7 +798,7 @@ begin
     into new_head
     from @queue@ as m
     where m.vt <= m.enqueued_at
-        and m.msg_id < pg_sequence_last_value(@literal:head@)
+        and m.msg_id < head
         and m.vt <= moment
     order by m.msg_id
     limit 1
