@@ -154,7 +154,9 @@ def make_role(admin: psycopg.Connection) -> Iterator[Callable[..., str]]:
     yield make
     # Only this worker's databases: another may be dropping its own.
     prefix = unique("database").rpartition("_")[0] + "_"
-    databases = [row[0] for row in admin.execute("select datname from pg_database where starts_with(datname, %s)", [prefix])]
+    databases = [
+        row[0] for row in admin.execute("select datname from pg_database where starts_with(datname, %s)", [prefix])
+    ]
     for role in made:
         for name in databases:
             with psycopg.connect(os.environ["PGMQ_TEST_DSN"], dbname=name, autocommit=True) as connection:

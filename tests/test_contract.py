@@ -65,7 +65,9 @@ def test_a_relation_has_the_columns_of_the_interface(db: psycopg.Connection, que
 
 
 def test_no_other_form_of_a_function_makes_a_call_ambiguous(db: psycopg.Connection) -> None:
-    query = "select pg_get_function_arguments(oid) from pg_proc where pronamespace = 'pgmq'::regnamespace and proname = %s"
+    query = (
+        "select pg_get_function_arguments(oid) from pg_proc where pronamespace = 'pgmq'::regnamespace and proname = %s"
+    )
     with db.transaction():
         db.execute("set local search_path = ''")
         for name in {row["name"] for row in FUNCTIONS}:

@@ -26,9 +26,7 @@ def ids(rows: list) -> list[int]:
 
 
 def fill(db: psycopg.Connection, queue: str, count: int) -> None:
-    db.execute(
-        "select pgmq.send_batch(%s, array(select to_jsonb(i) from generate_series(1, %s) as i))", [queue, count]
-    )
+    db.execute("select pgmq.send_batch(%s, array(select to_jsonb(i) from generate_series(1, %s) as i))", [queue, count])
 
 
 def stored(db: psycopg.Connection, queue: str, table: str = "q") -> list:
@@ -144,7 +142,9 @@ def test_send_batch_refuses_a_null_or_empty_array(db: psycopg.Connection, queue:
 def test_send_batch_refuses_headers_of_another_length_before_anything_is_inserted(
     db: psycopg.Connection, queue: str, headers: str, delay: str
 ) -> None:
-    with error_of(errors.InvalidParameterValue, "must match msgs array length (2)", hint="NULL where it has no headers"):
+    with error_of(
+        errors.InvalidParameterValue, "must match msgs array length (2)", hint="NULL where it has no headers"
+    ):
         db.execute(f"select pgmq.send_batch(%s, array['1', '2']::jsonb[], {headers}::jsonb[]{delay})", [queue])
     # The sequence keeps what a failed insert has taken.
     assert call(db, "metrics", queue)[0].total_messages == 0
@@ -357,10 +357,12 @@ def test_read_with_poll_returns_as_soon_as_something_is_there(
     thread = threading.Thread(target=lambda: found.extend(call(reader, "read_with_poll", queue, 3600, 5, 30, 20)))
     thread.start()
     eventually(
-        lambda: db.execute(
-            "select from pg_stat_activity where pid = %s and wait_event = 'PgSleep'", [reader.info.backend_pid]
-        ).fetchone()
-        is not None
+        lambda: (
+            db.execute(
+                "select from pg_stat_activity where pid = %s and wait_event = 'PgSleep'", [reader.info.backend_pid]
+            ).fetchone()
+            is not None
+        )
     )
     sent = time.monotonic()
     fill(db, queue, 2)
@@ -391,7 +393,11 @@ def test_read_with_poll_waits_for_what_the_condition_asks(db: psycopg.Connection
 
 
 def test_read_with_poll_refuses_null_times(db: psycopg.Connection, queue: str) -> None:
-    for arguments, name in (("null, 1", "vt"), ("1, 1, null", "max_poll_seconds"), ("1, 1, 1, null", "poll_interval_ms")):
+    for arguments, name in (
+        ("null, 1", "vt"),
+        ("1, 1, null", "max_poll_seconds"),
+        ("1, 1, 1, null", "poll_interval_ms"),
+    ):
         with error_of(errors.NullValueNotAllowed, name + " must not be NULL"):
             db.execute(f"select pgmq.read_with_poll(%s, {arguments})", [queue])
 
@@ -480,7 +486,9 @@ def test_set_vt_returns_the_changed_rows(db: psycopg.Connection, queue: str, arr
     fill(db, queue, 3)
     before = now(db)
     rows = call(db, "set_vt", queue, [3, 99, 1] if array else 1, before + HOUR if absolute else 3600)
-    assert [(row.msg_id, row.message, row.read_ct) for row in rows] == ([(1, 1, 0), (3, 3, 0)] if array else [(1, 1, 0)])
+    assert [(row.msg_id, row.message, row.read_ct) for row in rows] == (
+        [(1, 1, 0), (3, 3, 0)] if array else [(1, 1, 0)]
+    )
     assert all(HOUR <= row.vt - before < HOUR + datetime.timedelta(seconds=5) for row in rows)
     kept = db.execute(f"select vt from pgmq.q_{queue} where msg_id = 1").fetchone()[0]
     assert kept == rows[0].vt

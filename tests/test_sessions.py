@@ -1,4 +1,4 @@
-"""Sessions that outlive what they have loaded: upgrades, reinstallation, queues made anew; and what they need not load."""
+"""Sessions that outlive what they have loaded, what survives the extension, and what a session need not load."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def test_a_queue_that_another_session_drops_and_creates_again_works_on(
     assert call(session, "drop_queue", name) == [(True,)]
 
 
-def test_a_queue_that_another_session_compiles_works_on(
-    database: Database, db: psycopg.Connection, queue: str
-) -> None:
+def test_a_queue_that_another_session_compiles_works_on(database: Database, db: psycopg.Connection, queue: str) -> None:
     session = database.connect()
     every_verb(session, queue, times=8)
     call(db, "compile", queue)

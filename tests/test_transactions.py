@@ -179,7 +179,11 @@ def test_an_error_leaves_the_transaction_usable_after_a_savepoint(
 ) -> None:
     session = begin(database, LEVELS[0])
     call(session, "send", queue, Jsonb(1))
-    for function, *arguments in (("send", "no such queue", Jsonb(1)), ("purge_queue", "no such queue"), ("create", "a$b")):
+    for function, *arguments in (
+        ("send", "no such queue", Jsonb(1)),
+        ("purge_queue", "no such queue"),
+        ("create", "a$b"),
+    ):
         with pytest.raises(psycopg.Error), session.transaction():
             call(session, function, *arguments)
     call(session, "send", queue, Jsonb(2))
