@@ -11,9 +11,16 @@ from typing import Any
 import psycopg
 import pytest
 import servers
+from hypothesis import HealthCheck, settings
 from psycopg.rows import namedtuple_row
 
 SERVER = pytest.StashKey()
+
+# The same examples in every run; an example that needs a fresh queue makes one.
+settings.register_profile(
+    "pgmq", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("pgmq")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,7 @@ import time
 import psycopg
 import pytest
 from conftest import Database, call, error_of, eventually
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import errors
 from psycopg.types.json import Jsonb
@@ -294,7 +294,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(OPERATIONS, min_size=5, max_size=40))
 def test_whatever_one_session_does_a_read_gives_the_oldest_visible_messages(
     db: psycopg.Connection, queue: str, operations: list[tuple[str, int, bool]]

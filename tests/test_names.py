@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from calls import ALL, NEED_A_QUEUE
 from conftest import call, error_of, unique
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
@@ -112,7 +112,7 @@ def test_a_null_name_is_refused_by_every_function(db: psycopg.Connection, query:
         db.execute(query, [None])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(NAMES)
 @example("'" + "a" * 46)
 @example("\x01")
@@ -125,7 +125,7 @@ def test_every_text_works_as_a_name_or_is_refused_as_one(db: psycopg.Connection,
             assert_refused(db, name, error, MESSAGES[error])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(NAMES.filter(is_legal), NAMES.filter(is_legal))
 @example("a", "A")
 @example("ä" * 31, "ä" * 32)
