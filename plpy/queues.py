@@ -238,12 +238,19 @@ def drop_queue(queue_name: str) -> bool:
 
 @sql("drop_queue(queue_name text, partitioned boolean) returns boolean")
 def drop_queue_partitioned(queue_name: str, partitioned: bool) -> bool:
-    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at."""
+    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at.
+
+    Errors and privileges: as drop_queue(queue_name).
+    """
     plpy.warning("drop_queue(queue_name, partitioned) is deprecated, use drop_queue(queue_name)")
     return drop_queue(queue_name)
 
 
 @sql("detach_archive(queue_name text) returns void")
 def detach_archive(queue_name: str) -> None:
-    """Deprecated: does nothing, with a warning. Archives do not belong to the extension."""
+    """Deprecated: does nothing, with a warning. Archives do not belong to the extension.
+
+    Errors: as validate_queue_name. Privileges: none.
+    """
+    rows("select pgmq.validate_queue_name($1)", ["text"], [queue_name])
     plpy.warning("detach_archive(queue_name) is deprecated and does nothing: archives do not belong to the extension")

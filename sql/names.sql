@@ -65,20 +65,6 @@ as $function$
 $function$;
 comment on function pgmq._stem(text) is 'Internal: what the names of a queue''s own functions, sequences and indexes begin with.';
 
--- A single expression, so that PL/pgSQL takes it in without a call.
-create function pgmq._function(queue_name text, verb text)
-returns text
-stable
-language sql
-as $function$
-    select coalesce(
-        to_regproc('pgmq.' || quote_ident(lower('q_' || queue_name) || '$' || verb))::text,
-        pgmq._function_or_error(queue_name, verb)
-    )
-$function$;
-comment on function pgmq._function(text, text) is
-'Internal: the quoted name of the queue''s own function for this verb, or an error that says why there is none.';
-
 create function pgmq._function_or_error(queue_name text, verb text)
 returns text
 stable
@@ -103,6 +89,20 @@ begin
 end
 $function$;
 comment on function pgmq._function_or_error(text, text) is 'Internal: the rare cases of pgmq._function.';
+
+-- A single expression, so that PL/pgSQL takes it in without a call.
+create function pgmq._function(queue_name text, verb text)
+returns text
+stable
+language sql
+as $function$
+    select coalesce(
+        to_regproc('pgmq.' || quote_ident(lower('q_' || queue_name) || '$' || verb))::text,
+        pgmq._function_or_error(queue_name, verb)
+    )
+$function$;
+comment on function pgmq._function(text, text) is
+'Internal: the quoted name of the queue''s own function for this verb, or an error that says why there is none.';
 
 create function pgmq._required(argument text, value anyelement)
 returns anyelement
