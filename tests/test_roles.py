@@ -25,7 +25,7 @@ NEEDS = {
     "delete": [("select", "q"), ("delete", "q")],
     "archive": [("select", "q"), ("delete", "q"), ("select", "a"), ("insert", "a")],
     "metrics": [("select", "q"), ("select", "sequence")],
-    "purge_queue": [("select", "q"), ("delete", "q")],
+    "purge_queue": [("delete", "q")],
 }
 CALLS = {signature: query for signature, query in NEED_A_QUEUE.items() if signature.partition("(")[0] in NEEDS}
 
