@@ -623,13 +623,15 @@ def test_a_read_that_finds_every_group_held_touches_pages_by_the_number_of_group
 
 def test_the_examples_of_the_manual_give_the_results_that_it_shows(make_database: Callable[..., Database]) -> None:
     text = (ROOT / "docs" / "groups.md").read_text()
+    examples = re.findall(r"^```sql\n(.*?)^```\n```\n(.*?)^```$", text, re.M | re.S)
     installation = servers.Installation("", pathlib.Path(os.environ["PGMQ_TEST_BIN"]), pathlib.Path(), pathlib.Path())
     psql = subprocess.run(
         [servers.find_psql(installation), "-X", "--pset=pager=off", make_database().dsn],
-        input="".join(re.findall(r"^```sql\n(.*?)^```$", text, re.M | re.S)),
+        input="".join(statements for statements, _ in examples),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=True,
     )
-    assert psql.stdout == "".join(re.findall(r"^```\n(.*?)^```$", text, re.M | re.S))
+    assert len(examples) == text.count("```sql\n")
+    assert psql.stdout == "".join(result for _, result in examples)
