@@ -121,6 +121,14 @@ def test_a_head_that_comes_back_is_the_head_again(db: psycopg.Connection, fifo: 
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_set_vt_hides_no_older_message(db: psycopg.Connection, fifo: str, form: str) -> None:
+    assert take(db, form, fifo, 0, 0) == []
+    send(db, fifo, ["a", "b", "c"])
+    set_vt(db, fifo, [3], -1000)
+    assert take(db, form, fifo, 0, 9) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_vt_of_0_leaves_the_messages_visible(db: psycopg.Connection, fifo: str, form: str) -> None:
     send(db, fifo, ["a", "b"])
     assert take(db, form, fifo, 0, 2) == [1, 2]
