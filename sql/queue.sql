@@ -778,10 +778,11 @@ begin
         from @queue@ as q
         where q.msg_id = any (ids)
             and q.vt <= q.enqueued_at;
-        new_head := least(new_head, pg_sequence_last_value(@literal:head@));
+        -- A hint that was never written hides nothing: it must not begin here.
+        new_head := least(new_head, coalesce(pg_sequence_last_value(@literal:head@), 0));
         new_due := least(
             greatest(date_part('epoch', visible_at), 0) * 1000000 - 1,
-            pg_sequence_last_value(@literal:due@)
+            coalesce(pg_sequence_last_value(@literal:due@), 0)
         );
         perform @function:keep@(new_head, new_due, new_sweep);
     end if;
