@@ -40,6 +40,9 @@ immutable
 language plpgsql
 as $function$
 begin
+    if length(routing_key) <= 255 and routing_key collate "C" ~ '^[a-zA-Z0-9_-]+([.][a-zA-Z0-9_-]+)*$' then
+        return true;
+    end if;
     perform pgmq._check_topic_text(
         'routing_key', routing_key, 'ASCII letters, digits, dots, hyphens and underscores', '[^a-zA-Z0-9._-]'
     );
@@ -260,7 +263,7 @@ language plpgsql
 as $function$
 declare
     queues text[];
-    sent integer;
+    queue text;
 begin
     perform pgmq.validate_routing_key(routing_key);
     if msg is null then
@@ -273,11 +276,10 @@ begin
                 hint = 'It is in seconds, 0 for none.';
     end if;
     queues := pgmq._matching_queues(routing_key);
-    select count(*)
-    into sent
-    from unnest(queues) as q (queue_name)
-    cross join lateral pgmq.send(q.queue_name, msg, headers, delay);
-    return sent;
+    foreach queue in array queues loop
+        perform pgmq.send(queue, msg, headers, delay);
+    end loop;
+    return cardinality(queues);
 end
 $function$;
 comment on function pgmq.send_topic(text, jsonb, jsonb, integer) is
@@ -315,6 +317,7 @@ as $function$
 #variable_conflict use_column
 declare
     queues text[];
+    queue text;
 begin
     perform pgmq.validate_routing_key(routing_key);
     perform pgmq._check_batch(msgs, headers);
@@ -322,10 +325,11 @@ begin
         perform pgmq._required('delay', delay);
     end if;
     queues := pgmq._matching_queues(routing_key);
-    return query
-        select q.queue_name, s.msg_id
-        from unnest(queues) as q (queue_name)
-        cross join lateral pgmq.send_batch(q.queue_name, msgs, headers, delay) as s (msg_id);
+    foreach queue in array queues loop
+        return query
+            select queue, s.msg_id
+            from pgmq.send_batch(queue, msgs, headers, delay) as s (msg_id);
+    end loop;
 end
 $function$;
 comment on function pgmq.send_batch_topic(text, jsonb[], jsonb[], timestamptz) is
