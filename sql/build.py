@@ -15,8 +15,8 @@ import re
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODULES = ("interface", "compiler", "queues", "topics")
-SCRIPTS = ("schema", "names", "queues", "messages", "topics")
+MODULES = ("interface", "compiler", "queues", "topics", "notifications")
+SCRIPTS = ("schema", "names", "queues", "messages", "topics", "notifications")
 
 HEADER = {
     "extension": '\\echo Use "create extension pgmq cascade" to load this file. \\quit\n',

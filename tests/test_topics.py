@@ -62,8 +62,6 @@ def messages(connection: psycopg.Connection, queue: str) -> list[tuple]:
     ).fetchall()
 
 
-
-
 # Keys and patterns
 
 
@@ -539,7 +537,9 @@ def test_a_cursor_keeps_the_bindings_it_was_opened_with(
     first, second = make_queues(2)
     bind(db, "a", first)
     with db.transaction():
-        db.execute("declare c cursor for select (select count(*) from pgmq.test_routing('a')) from generate_series(1, 3)")
+        db.execute(
+            "declare c cursor for select (select count(*) from pgmq.test_routing('a')) from generate_series(1, 3)"
+        )
         assert db.execute("fetch c").fetchall() == [(1,)]
         bind(db, "a", second)
         assert len(matching(db, "a")) == 2
@@ -592,7 +592,9 @@ def test_random_histories_of_changes_in_three_sessions(
         session.rollback()
 
 
-def test_bindings_of_an_extension_that_is_dropped_and_made_anew_are_gone(make_database: Callable[..., Database]) -> None:
+def test_bindings_of_an_extension_that_is_dropped_and_made_anew_are_gone(
+    make_database: Callable[..., Database],
+) -> None:
     database = make_database()
     connection = database.connect()
     for _ in range(2):
