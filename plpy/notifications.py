@@ -77,8 +77,8 @@ def enable_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
     """Makes inserts into a queue notify the channel pgmq.q_<name>.INSERT, the name spelled as pgmq.meta has it.
 
     A statement that inserts notifies once, when its transaction commits, and not if another did so less than
-    throttle_interval_ms milliseconds before, 0 for always; docs/notifications.md says what a listener can rely on. A name
-    of a channel has at most 63 bytes, so that of a long queue name is cut there, as LISTEN does by itself.
+    throttle_interval_ms milliseconds before, 0 for always; docs/notifications.md says what a listener can rely on. The
+    name of a channel has at most 63 bytes, so that of a long queue name is cut there, as LISTEN does by itself.
     Where it is on already, the throttle is changed. It waits for transactions that have sent to the queue.
     Errors: 42P01 no such queue, 22004 NULL, 22023 a negative throttle. Privileges: owner of the queue table, CREATE on
     schema pgmq, SELECT on pgmq.meta, SELECT, INSERT and UPDATE on pgmq.notify_insert_throttle.

@@ -31,7 +31,7 @@ class Node:
         if node is None:
             node = self.literals[text] = Node()
             if len(text) not in self.lengths:
-                self.lengths = sorted(self.lengths + [len(text)])
+                self.lengths = sorted([*self.lengths, len(text)])
         return node
 
     def add(self, pattern: str, queue_name: str) -> None:
@@ -133,7 +133,7 @@ def bindings() -> Node:
     """
     if Kept.plan is None:
         Kept.plan = plpy.prepare(VERSION)
-    seen = list(plpy.execute(Kept.plan))[0]
+    seen = next(iter(plpy.execute(Kept.plan)))
     if seen["may_be_kept"] and seen["version"] == Kept.version:
         return Kept.trie
     trie = trie_of(plpy.execute("select pattern, queue_name from pgmq.topic_bindings"))

@@ -88,17 +88,19 @@ begin
         return null;
     end if;
 
-    -- Only this transaction's open rows can be seen; which of them goes is all the same.
-    delete from pgmq.topic_version
-    where version = (
-        select version
-        from pgmq.topic_version
-        where is_open
-        limit 1
-    );
-    if tg_op <> 'TRUNCATE' then
-        if not exists (select from changed) then
-            return null;
+    if tg_level = 'STATEMENT' then
+        -- Only this transaction's open rows can be seen; which of them goes is all the same.
+        delete from pgmq.topic_version
+        where version = (
+            select version
+            from pgmq.topic_version
+            where is_open
+            limit 1
+        );
+        if tg_op <> 'TRUNCATE' then
+            if not exists (select from changed) then
+                return null;
+            end if;
         end if;
     end if;
     -- Rows that a concurrent change is removing are left to it. In REPEATABLE READ and above such a row would be an
@@ -147,13 +149,19 @@ create trigger version_truncate
 after truncate on pgmq.topic_bindings
 for each statement execute function pgmq._change_topic_version();
 
--- With session_replication_role = replica, too.
+-- For logical replication, which changes rows without a statement.
+create trigger version_replicated
+after insert or update or delete on pgmq.topic_bindings
+for each row execute function pgmq._change_topic_version();
+
+-- "Always" is with session_replication_role = replica, too, and "replica" is only there.
 alter table pgmq.topic_bindings
 enable always trigger version_open,
 enable always trigger version_insert,
 enable always trigger version_update,
 enable always trigger version_delete,
-enable always trigger version_truncate;
+enable always trigger version_truncate,
+enable replica trigger version_replicated;
 
 create function pgmq.bind_topic(pattern text, queue_name text)
 returns void

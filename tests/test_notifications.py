@@ -224,7 +224,8 @@ def test_eight_senders_with_open_transactions_wait_for_nothing(
                 send(session, queue)
         assert listener.count() == 0
         waiting = db.execute(
-            "select count(*) from pg_locks where not granted and database = (select oid from pg_database where datname = current_database())"
+            "select count(*) from pg_locks where not granted and pid = any (%s)",
+            [[session.info.backend_pid for session in sessions]],
         )
         assert waiting.fetchone()[0] == 0
         for session in sessions:

@@ -1,5 +1,6 @@
 """What is promised for topics: patterns, sending by routing key, and bindings that are never stale."""
 
+import os
 import pathlib
 import random
 import re
@@ -8,9 +9,11 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+import servers
 from conftest import Database, error_of, unique
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
@@ -56,9 +59,7 @@ def matching(connection: psycopg.Connection, key: str) -> list[str]:
 
 def messages(connection: psycopg.Connection, queue: str) -> list[tuple]:
     return connection.execute(
-        psycopg.sql.SQL("select message, headers from {} order by msg_id").format(
-            psycopg.sql.Identifier("pgmq", f"q_{queue}".lower())
-        )
+        sql.SQL("select message, headers from {} order by msg_id").format(sql.Identifier("pgmq", f"q_{queue}".lower()))
     ).fetchall()
 
 
@@ -606,6 +607,38 @@ def test_bindings_of_an_extension_that_is_dropped_and_made_anew_are_gone(
         connection.execute("drop table if exists pgmq.q_again, pgmq.a_again cascade")
         connection.execute("create extension pgmq")
     assert reached(connection, "a") == 0
+
+
+def test_a_subscriber_notices_what_logical_replication_brings() -> None:
+    with psycopg.connect(os.environ["PGMQ_TEST_DSN"]) as connection:
+        installation = servers.get_major(connection.info.server_version // 10000)
+    with servers.cluster(installation, wal_level="logical") as cluster:
+        options = {"autocommit": True}
+        with psycopg.connect(cluster.dsn(), **options) as publisher:
+            publisher.execute("create database subscriber")
+            with psycopg.connect(cluster.dsn("subscriber"), **options) as subscriber:
+                for connection in (publisher, subscriber):
+                    connection.execute("set client_min_messages = warning")
+                    connection.execute("create extension pgmq cascade")
+                    connection.execute("select pgmq.create('q')")
+                publisher.execute("create publication p for table pgmq.topic_bindings")
+                publisher.execute("select pg_create_logical_replication_slot('s', 'pgoutput')")
+                subscriber.execute(
+                    sql.SQL("create subscription s connection {} publication p with (create_slot = false)").format(
+                        sql.Literal(cluster.dsn())
+                    )
+                )
+                for change, expected in (
+                    ("insert into pgmq.topic_bindings values ('a', 'q'), ('b', 'q')", ["a"]),
+                    ("update pgmq.topic_bindings set pattern = '*' where pattern = 'a'", ["*"]),
+                    ("delete from pgmq.topic_bindings where pattern = '*'", []),
+                ):
+                    publisher.execute(change)
+                    deadline = time.monotonic() + 30
+                    while matching(subscriber, "a") != expected:
+                        assert time.monotonic() < deadline, change
+                        time.sleep(0.01)
+                subscriber.execute("drop subscription s")
 
 
 # Binding side by side
