@@ -360,6 +360,12 @@ def test_all_queues_get_the_message_or_none(db: psycopg.Connection, make_queues:
 # Bindings are never stale
 
 
+# The state of the triggers as they are installed.
+ENABLE = "alter table pgmq.topic_bindings enable replica trigger version_replicated" + "".join(
+    f", enable always trigger version_{name}" for name in ("open", "insert", "update", "delete", "truncate")
+)
+
+
 def scans(connection: psycopg.Connection) -> int:
     """How often this transaction has read the bindings as a whole."""
     return connection.execute(
@@ -400,12 +406,7 @@ def test_a_session_reads_the_bindings_again_only_when_they_have_changed(
         ("copy", 1, 2),
         ("select pgmq.drop_queue('{queue}')", 1, 0),
         ("set local session_replication_role = replica; delete from pgmq.topic_bindings", 1, 0),
-        (
-            "alter table pgmq.topic_bindings disable trigger all; delete from pgmq.topic_bindings;"
-            "alter table pgmq.topic_bindings enable trigger all",
-            1,
-            0,
-        ),
+        (f"alter table pgmq.topic_bindings disable trigger user; truncate pgmq.topic_bindings; {ENABLE}", 1, 0),
     ],
 )
 def test_a_change_counts_when_it_is_committed_and_not_before(
@@ -609,6 +610,32 @@ def test_bindings_of_an_extension_that_is_dropped_and_made_anew_are_gone(
     assert reached(connection, "a") == 0
 
 
+def test_triggers_that_were_disabled_for_a_restore_leave_nothing_stale(
+    make_database: Callable[..., Database],
+) -> None:
+    database = make_database()
+    editor, sender = database.connect(), database.connect()
+    editor.execute("select pgmq.create('q')")
+    bind(editor, "a", "q")
+    for state in ("disable trigger all", "enable trigger all"):
+        # The second is another state than at first: these triggers do not fire for a replica.
+        editor.execute(f"alter table pgmq.topic_bindings {state}")
+        editor.execute("set session_replication_role = replica")
+        for expected in (0, 1):
+            if expected:
+                editor.execute("insert into pgmq.topic_bindings values ('a', 'q')")
+            else:
+                editor.execute("delete from pgmq.topic_bindings")
+            assert reached(sender, "a") == expected
+        editor.execute("reset session_replication_role")
+    editor.execute(ENABLE)
+    assert reached(sender, "a") == 1
+    with sender.transaction():
+        before = scans(sender)
+        assert reached(sender, "a") == 1
+        assert scans(sender) == before
+
+
 def test_a_subscriber_notices_what_logical_replication_brings() -> None:
     with psycopg.connect(os.environ["PGMQ_TEST_DSN"]) as connection:
         installation = servers.get_major(connection.info.server_version // 10000)
@@ -729,10 +756,11 @@ def test_row_level_security_shows_each_role_its_own_bindings(
     try:
         bind(db, "a.*", queue)
         bind(db, "a.b", queue)
+        patterns = "select array(select unnest(pgmq._matching_patterns('a.b')) order by 1)"
         for _ in range(2):
-            assert matching(db, "a.b") == ["a.*", "a.b"]
+            assert db.execute(patterns).fetchone()[0] == ["a.*", "a.b"]
             db.execute(f"set role {role}")
-            assert matching(db, "a.b") == ["a.*"]
+            assert db.execute(patterns).fetchone()[0] == ["a.*"]
             db.execute("reset role")
     finally:
         db.execute("alter table pgmq.topic_bindings disable row level security")
@@ -757,7 +785,7 @@ def test_the_trigger_function_cannot_be_put_on_another_table(
 
 def test_examples_of_the_page(make_database: Callable[..., Database]) -> None:
     connection = make_database().connect()
-    blocks = re.findall(r"^```sql\n(.*?)^```", (DOCS / "topics.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^ *```sql\n(.*?)^ *```", (DOCS / "topics.md").read_text(), re.M | re.S)
     checked = 0
     for statement, shown in re.findall(r"(.+?;)\n((?:-- [^\n]*\n)*)", "".join(blocks), re.S):
         cursor = connection.execute(statement)
