@@ -222,10 +222,11 @@ def drop_queue(queue_name: str) -> bool:
         ["text"],
         [found.queue.queue_table],
     )
+    # The tables first: a trigger of theirs depends on a function.
     run(
-        "".join("drop function %s;\n" % row["signature"] for row in rows(own_functions(found.queue)))
-        + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
+        "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
+        + "".join("drop function %s;\n" % row["signature"] for row in rows(own_functions(found.queue)))
     )
     return True
 
