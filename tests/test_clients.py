@@ -40,12 +40,12 @@ def missing(directory: pathlib.Path, key: str) -> Iterator[bool]:
         made.write_text(key)
 
 
-def get(package: str, *command: str | os.PathLike, cwd: pathlib.Path) -> None:
+def get(package: str, program: str, *command: str | os.PathLike, cwd: pathlib.Path) -> None:
     run = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if run.returncode:
         lines = run.stderr.strip().splitlines() or ["no message"]
         errors = [line for line in lines if "error" in line.lower()]
-        pytest.fail(f"{package} is missing, and {command[0]} could not get it: {(errors or lines)[-1]}", pytrace=False)
+        pytest.fail(f"{package} is missing, and {program} could not get it: {(errors or lines)[0]}", pytrace=False)
 
 
 def python_packages(client: str) -> pathlib.Path:
@@ -55,7 +55,7 @@ def python_packages(client: str) -> pathlib.Path:
     with missing(directory, sys.version + requirements.read_text()) as empty:
         if empty:
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-            get(f"what {requirements.name} lists", *pip, "--target", directory, "-r", requirements, cwd=KEPT)
+            get(f"what {requirements.name} lists", "pip", *pip, "--target", directory, "-r", requirements, cwd=KEPT)
     return directory
 
 
@@ -69,7 +69,7 @@ def npm_packages() -> pathlib.Path:
         if empty:
             shutil.copy(TOURS / "npm" / "package.json", directory)
             shutil.copy(lock, directory)
-            get("pgmq-js", "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=directory)
+            get("pgmq-js", "npm", "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", cwd=directory)
     return directory / "node_modules"
 
 
