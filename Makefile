@@ -1,7 +1,9 @@
 # make            build the install scripts
 # make install    install the extension into the server that PG_CONFIG names
+# make installcheck   a smoke test of what is installed, on the server that libpq's variables name
 # make demo       the README's tour on a throwaway server
 # make test       the tests on the newest server found; make test-all on every major version, with the clients from npm
+# make dist       the distribution for PGXN, out of what is committed
 EXTENSION = pgmq
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgmq.control)
 DATA = sql/pgmq--$(EXTVERSION).sql
@@ -12,7 +14,8 @@ EXTRA_CLEAN = sql/pgmq--$(EXTVERSION).sql sql/pgmq.sql
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
-SOURCES = sql/build.py pgmq.control $(filter-out sql/pgmq%,$(wildcard sql/*.sql)) $(wildcard plpy/*.py)
+# A distribution has the scripts in it, and the order in which it was unpacked does not make them old.
+SOURCES = $(if $(wildcard .git),sql/build.py pgmq.control $(filter-out sql/pgmq%,$(wildcard sql/*.sql)) $(wildcard plpy/*.py))
 SCRIPTS = sql/pgmq--$(EXTVERSION).sql sql/pgmq.sql
 
 all: $(SCRIPTS)
@@ -22,6 +25,13 @@ sql/pgmq--$(EXTVERSION).sql: $(SOURCES)
 
 sql/pgmq.sql: $(SOURCES)
 	$(PYTHON) sql/build.py --psql > $@.new && mv $@.new $@
+
+DISTRIBUTION = pgmq-$(EXTVERSION)
+
+dist: $(SCRIPTS)
+	@git diff --quiet HEAD || { echo "what is not committed would be missing: commit first" >&2; exit 1; }
+	git archive --format=zip --output=$(DISTRIBUTION).zip --prefix=$(DISTRIBUTION)/sql/ $(SCRIPTS:%=--add-file=%) \
+		--prefix=$(DISTRIBUTION)/ HEAD
 
 demo: $(SCRIPTS)
 	@$(PYTHON) tests/demo.py
@@ -50,7 +60,7 @@ test-major: $(SCRIPTS) $(VENV)/made
 test-all: lint
 	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
 
-.PHONY: all demo lint test test-major test-all
+.PHONY: all demo dist lint test test-major test-all
 
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)

@@ -1,0 +1,322 @@
+"""The distribution for PGXN, as a stranger gets it: built from git, installed by pgxnclient with PGXS, removed again.
+
+Few servers come with PGXS. What is installed is SQL, so one PGXS serves them all: it is told to put the files where the
+server of this run looks for them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jsonschema
+import psycopg
+import pytest
+import servers
+
+META = json.loads((servers.ROOT / "META.json").read_text())
+NAME = f"{META['name']}-{META['version']}"
+
+# The PGXN Meta Spec 1.0 as a JSON schema. No package of Python's knows it; this is written from its text.
+# fmt: off
+LICENSES = [
+    "agpl_3", "apache_1_1", "apache_2_0", "artistic_1", "artistic_2", "bsd", "freebsd", "gfdl_1_2", "gfdl_1_3",
+    "gpl_1", "gpl_2", "gpl_3", "lgpl_2_1", "lgpl_3_0", "mit", "mozilla_1_0", "mozilla_1_1", "openssl", "perl_5",
+    "postgresql", "qpl_1_0", "ssleay", "sun", "zlib", "open_source", "restricted", "unrestricted", "unknown",
+]
+# fmt: on
+SEMVER = r"(0|[1-9][0-9]*)[.](0|[1-9][0-9]*)[.](0|[1-9][0-9]*)(-[A-Za-z][0-9A-Za-z-]*)?"
+RANGE = rf"((==|!=|<=|>=|<|>) *)?({SEMVER}|0)"
+TERM = r"^[^\s/\\\x00-\x1f\x7f]{2,}$"
+TEXT = {"type": "string", "minLength": 1}
+URL = {"type": "string", "pattern": "^[a-z][a-z0-9+.-]*://[^ ]+$"}
+TEXTS = {"type": "array", "minItems": 1, "items": TEXT}
+CUSTOM = {"^[xX]_": {}}
+
+
+def map_of(required: str = "", **properties: Any) -> dict[str, Any]:
+    """A map with these keys, and any that begin with x_, which the specification leaves to the author."""
+    return {
+        "type": "object",
+        "required": required.split(),
+        "properties": properties,
+        "patternProperties": CUSTOM,
+        "additionalProperties": False,
+    }
+
+
+VERSION = {"type": "string", "pattern": f"^{SEMVER}$"}
+PREREQUISITES = {
+    "type": "object",
+    "patternProperties": {
+        **CUSTOM,
+        TERM: {"oneOf": [{"const": 0}, {"type": "string", "pattern": f"^{RANGE}(, *{RANGE})*$"}]},
+    },
+    "additionalProperties": False,
+}
+RELATIONS = map_of(**dict.fromkeys(("requires", "recommends", "suggests", "conflicts"), PREREQUISITES))
+EXTENSION = map_of("file version", file=TEXT, version=VERSION, abstract=TEXT, docfile=TEXT)
+SCHEMA = map_of(
+    "abstract license maintainer meta-spec name provides version",
+    **{
+        "abstract": TEXT,
+        "description": TEXT,
+        "generated_by": TEXT,
+        "license": {
+            "oneOf": [
+                {"enum": LICENSES},
+                {"type": "array", "minItems": 1, "items": {"enum": LICENSES}},
+                {"type": "object", "minProperties": 1, "additionalProperties": URL},
+            ]
+        },
+        "maintainer": {"oneOf": [TEXT, TEXTS]},
+        "meta-spec": map_of("version", version={"type": "string", "pattern": "^1[.]0[.][0-9]+$"}, url=URL),
+        "name": {"type": "string", "pattern": TERM},
+        "no_index": map_of(file=TEXTS, directory=TEXTS),
+        "prereqs": map_of(**dict.fromkeys(("configure", "build", "test", "runtime", "develop"), RELATIONS)),
+        "provides": {
+            "type": "object",
+            "minProperties": 1,
+            "patternProperties": {TERM: EXTENSION},
+            "additionalProperties": False,
+        },
+        "release_status": {"enum": ["stable", "testing", "unstable"]},
+        "resources": map_of(
+            homepage=URL,
+            bugtracker=map_of(web=URL, mailto={"type": "string", "pattern": "^[^@ ]+@[^@ ]+$"}),
+            repository=map_of(url=URL, web=URL, type={"type": "string", "pattern": "^[a-z]+$"}),
+        ),
+        "tags": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string", "pattern": r"^[^/\\\x00-\x1f\x7f]{1,255}$"},
+        },
+        "version": VERSION,
+    },
+)
+
+
+def errors_of(meta: Any) -> list[str]:
+    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(meta)]
+
+
+def test_meta_json_is_valid_against_the_pgxn_meta_spec() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert errors_of(META) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda meta: meta.pop("license"),
+        lambda meta: meta.update(license="postgres"),
+        lambda meta: meta.update(version="2.0"),
+        lambda meta: meta.update(name="p"),
+        lambda meta: meta.update(maintainer=[]),
+        lambda meta: meta.update(homepage="https://example.com"),
+        lambda meta: meta.update(tags=["queue/fifo"]),
+        lambda meta: meta["provides"]["pgmq"].pop("file"),
+        lambda meta: meta["prereqs"]["runtime"]["requires"].update(PostgreSQL="14"),
+        lambda meta: meta["meta-spec"].update(version="2.0.0"),
+    ],
+)
+def test_the_schema_refuses_what_the_spec_does(spoil: Callable[[dict[str, Any]], object]) -> None:
+    meta = copy.deepcopy(META)
+    spoil(meta)
+    assert len(errors_of(meta)) == 1
+
+
+def test_one_version_in_meta_json_and_in_the_control_file() -> None:
+    control = (servers.ROOT / "pgmq.control").read_text()
+    version = re.search(r"^default_version = '(.+)'$", control, re.M).group(1)
+    provided = META["provides"]["pgmq"]
+    assert [META["version"], provided["version"], provided["file"]] == [version, version, f"sql/pgmq--{version}.sql"]
+
+
+def run(*command: str | os.PathLike, **options: Any) -> str:
+    """What a command prints; where it fails, the test says what it printed."""
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A git repository whose one commit is this one's files as they are now."""
+    directory = tmp_path_factory.mktemp("checkout")
+    for name in run("git", "ls-files", "-z", cwd=servers.ROOT).strip("\0").split("\0"):
+        if (servers.ROOT / name).exists():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(servers.ROOT / name, directory / name)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message", "all"]):
+        run("git", *command, cwd=directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def distribution(checkout: pathlib.Path) -> pathlib.Path:
+    """The zip that `make dist` builds."""
+    run("make", "dist", cwd=checkout)
+    return checkout / f"{NAME}.zip"
+
+
+def test_the_distribution_holds_what_git_has_and_the_install_scripts(
+    checkout: pathlib.Path, distribution: pathlib.Path
+) -> None:
+    expected = {*run("git", "ls-files", cwd=checkout).splitlines(), f"sql/pgmq--{META['version']}.sql", "sql/pgmq.sql"}
+    with zipfile.ZipFile(distribution) as archive:
+        files = [name for name in archive.namelist() if not name.endswith("/")]
+        assert sorted(files) == sorted(f"{NAME}/{name}" for name in expected)
+        for kind, name in (("--extension", f"sql/pgmq--{META['version']}.sql"), ("--psql", "sql/pgmq.sql")):
+            built = run(sys.executable, checkout / "sql/build.py", kind)
+            assert archive.read(f"{NAME}/{name}").decode() == built
+        provided = META["provides"]["pgmq"]
+        assert {f"{NAME}/{provided['file']}", f"{NAME}/{provided['docfile']}"} <= set(files)
+
+
+def test_what_is_not_committed_stops_make_dist(checkout: pathlib.Path, distribution: pathlib.Path) -> None:
+    before = distribution.read_bytes()
+    control = checkout / "pgmq.control"
+    kept = control.read_text()
+    control.write_text(kept + "# changed\n")
+    try:
+        done = subprocess.run(["make", "dist"], cwd=checkout, capture_output=True, text=True)
+    finally:
+        control.write_text(kept)
+    assert done.returncode != 0
+    assert "commit first" in done.stderr
+    assert distribution.read_bytes() == before
+
+
+@pytest.fixture
+def unpacked(distribution: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The distribution, unpacked so that its install scripts are older than what they are made from."""
+    with zipfile.ZipFile(distribution) as archive:
+        archive.extractall(tmp_path)
+    for path in (tmp_path / NAME / "sql").glob("pgmq*.sql"):
+        os.utime(path, (0, 0))
+    return tmp_path / NAME
+
+
+def test_nothing_is_built_from_the_distribution(unpacked: pathlib.Path) -> None:
+    before = (unpacked / f"sql/pgmq--{META['version']}.sql").stat()
+    run("make", "PYTHON=false", "all", cwd=unpacked)
+    assert (unpacked / f"sql/pgmq--{META['version']}.sql").stat() == before
+
+
+def find_pgxs() -> str:
+    """A pg_config whose server headers, and with them PGXS, are here."""
+
+    def look() -> Iterator[str]:
+        told = [os.environ.get("PG_CONFIG") or "pg_config"]
+        for path in [*told, *map(str, pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_config"))]:
+            program = shutil.which(path)
+            if program and pathlib.Path(servers.output(program, "--pgxs")).exists():
+                yield program
+
+    found = next(look(), None)
+    if found is None and servers.has_apt():
+        servers.apt_install("postgresql-server-dev-all", "make")
+        found = next(look(), None)
+    if found is None:
+        pytest.fail(
+            "PGXS is missing: install PostgreSQL's server headers (Debian: postgresql-server-dev-all)", pytrace=False
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A running server that has never seen the extension, and the pg_config that leads PGXS to it."""
+
+    cluster: servers.Cluster
+    pg_config: pathlib.Path
+
+    @property
+    def extension_files(self) -> list[str]:
+        return sorted(path.name for path in (self.cluster.installation.share / "extension").glob("pgmq*"))
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.cluster.dsn(), autocommit=True)
+
+    def pgxn(self, command: str, *arguments: str | os.PathLike) -> str:
+        pgxn = pathlib.Path(sys.executable).with_name("pgxn")
+        # PYTHON=false: a target may have none.
+        return run(
+            pgxn, command, "--pg_config", self.pg_config, *arguments,
+            env={**self.cluster.environment, "MAKEFLAGS": "PYTHON=false"},
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    pgxs = find_pgxs()
+    major = request.config.option.major
+    installation = servers.get_major(major) if major else servers.newest()
+    with servers.cluster(installation) as cluster:
+        mirror = cluster.installation
+        for path in (mirror.share / "extension").glob("pgmq*"):
+            path.unlink()
+        psql = mirror.bin / "psql"
+        psql.symlink_to(servers.find_psql(installation))
+        told = {
+            "version": f"PostgreSQL {mirror.version}",
+            "bindir": mirror.bin,
+            "sharedir": mirror.share,
+            "libdir": mirror.package_lib,
+            "pkglibdir": mirror.package_lib,
+        }
+        pg_config = tmp_path_factory.mktemp("site") / "pg_config"
+        pg_config.write_text(
+            '#!/bin/sh\ncase "$1" in\n'
+            + "".join(f"--{option}) echo '{value}' ;;\n" for option, value in told.items())
+            + f'*) exec {pgxs} "$@" ;;\nesac\n'
+        )
+        pg_config.chmod(pg_config.stat().st_mode | stat.S_IXUSR)
+        yield Site(cluster, pg_config)
+
+
+def test_pgxn_install_load_unload_and_uninstall(site: Site, distribution: pathlib.Path) -> None:
+    assert site.extension_files == []
+    site.pgxn("install", distribution)
+    assert site.extension_files == [f"pgmq--{META['version']}.sql", "pgmq.control"]
+
+    with site.connect() as connection:
+        connection.execute("create extension plpython3u")
+        site.pgxn("load", "--dbname", "postgres", distribution)
+        loaded = connection.execute("select extversion from pg_extension where extname = 'pgmq'").fetchall()
+        assert loaded == [(META["version"],)]
+        connection.execute("select pgmq.create('orders')")
+        connection.execute("select pgmq.send('orders', '{\"n\": 1}')")
+        assert connection.execute("select message from pgmq.pop('orders')").fetchall() == [({"n": 1},)]
+
+        site.pgxn("unload", "--dbname", "postgres", distribution)
+        assert connection.execute("select count(*) from pg_extension where extname = 'pgmq'").fetchone() == (0,)
+        # Queues are the user's.
+        assert connection.execute("select count(*) from pgmq.q_orders").fetchone() == (0,)
+
+    site.pgxn("uninstall", distribution)
+    assert site.extension_files == []
+
+
+def test_make_installcheck_in_the_unpacked_distribution(site: Site, unpacked: pathlib.Path) -> None:
+    make = ("make", f"PG_CONFIG={site.pg_config}", "PYTHON=false")
+    try:
+        run(*make, "install", cwd=unpacked)
+        told = run(*make, "installcheck", cwd=unpacked, env=site.cluster.environment)
+    finally:
+        run(*make, "uninstall", cwd=unpacked)
+    assert re.search(r"^.*\bsmoke\b.*\bok\b", told, re.M), told
+    assert re.search(r"All 1 tests passed", told), told
