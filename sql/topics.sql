@@ -173,7 +173,7 @@ declare
 begin
     perform pgmq.validate_topic_pattern($1);
     perform pgmq.validate_queue_name($2);
-    -- The spelling of pgmq.meta is what the foreign key wants.
+    -- The spelling of pgmq.meta is what the table wants.
     select m.queue_name
     into bound_queue
     from pgmq.meta as m
