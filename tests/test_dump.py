@@ -36,7 +36,7 @@ def clients(major: int) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server to dump from or to restore into. Its own clients know it best, if it has any."""
+    """A server to dump from or to restore into. Where it has a pg_dump of its own, only that may know all of it."""
 
     dsn: str
     version: int
@@ -44,7 +44,7 @@ class Server:
 
     def run(self, program: str, database: str, *arguments: str | os.PathLike, fails: bool = False) -> str:
         own = self.own_clients / program
-        path = own if own.exists() else clients(self.version) / program
+        path = own if program == "pg_dump" and own.exists() else clients(self.version) / program
         target = psycopg.conninfo.make_conninfo(self.dsn, dbname=database)
         done = subprocess.run([path, "--dbname", target, *arguments], capture_output=True, text=True)
         assert (done.returncode != 0) == fails, done.stderr
@@ -82,7 +82,7 @@ def other_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def make_queues(connection: psycopg.Connection) -> None:
-    # For an unlogged table of PostgreSQL 14 newer clients write what 14 does not understand, and there are no older ones.
+    # For an unlogged table of 14 newer clients write what 14 does not understand, and there are no older ones here.
     is_unlogged = connection.info.server_version >= 150000
     for queue in QUEUES:
         call(connection, "create_unlogged" if queue == "fast" and is_unlogged else "create", queue)
