@@ -6,6 +6,7 @@ import plpy
 
 from compiler import PARTS, Queue, statements
 from interface import Error, rows, run, sql
+from partman import forget_partitions
 
 
 class Found(NamedTuple):
@@ -29,8 +30,8 @@ def find(queue_name: str, is_unlogged: bool = False) -> Found:
             current_setting('server_version_num')::integer as server_version,
             m.queue_name as name,
             lower(m.queue_name) = lower($1) as is_same_name,
-            q.relkind::text as kind,
-            a.relkind::text as archive_kind,
+            case when q.relispartition then 'partition' else q.relkind::text end as kind,
+            case when a.relispartition then 'partition' else a.relkind::text end as archive_kind,
             to_regclass('pgmq.' || quote_ident(pgmq._stem($1) || '$fifo')) is not null as has_fifo_index
         from (select) as one
         left join pgmq.meta as m
@@ -55,15 +56,15 @@ def find(queue_name: str, is_unlogged: bool = False) -> Found:
     return Found(queue, row["name"], row["is_same_name"], row["kind"], row["archive_kind"])
 
 
-def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
-    found = find(queue_name, is_unlogged)
+def check_names(found: Found) -> None:
+    """Refuse a new queue whose tables would have the names of something else."""
     for table, kind in (
         (found.queue.queue_table, found.kind),
         (found.queue.archive_table, found.archive_kind),
     ):
         if kind not in (None, "r", "p"):
             raise Error(
-                "the name pgmq.%s is taken by something that is not a table" % plpy.quote_ident(table),
+                "the name pgmq.%s is taken by something that cannot be a queue" % plpy.quote_ident(table),
                 sqlstate="42P07",
                 hint="Choose another name for the queue.",
             )
@@ -74,12 +75,21 @@ def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
             detail="A table name has at most 63 bytes, and the first 63 bytes of the two are the same.",
             hint="Choose a shorter name for the queue.",
         )
+
+
+def register(queue_name: str, is_partitioned: bool, is_unlogged: bool) -> None:
+    rows(
+        "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ($1, $2, $3)",
+        ["text", "boolean", "boolean"],
+        [queue_name, is_partitioned, is_unlogged],
+    )
+
+
+def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
+    found = find(queue_name, is_unlogged)
+    check_names(found)
     if found.name is None:
-        rows(
-            "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ($1, false, $2)",
-            ["text", "boolean"],
-            [queue_name, is_unlogged],
-        )
+        register(queue_name, found.queue.is_partitioned, is_unlogged)
     elif found.kind is not None and has_functions(found.queue):
         return
     run(statements(found.queue))
@@ -154,7 +164,7 @@ def compile_queue(queue_name: str) -> None:
     found = find(queue_name)
     if found.kind is None:
         raise no_such_queue(queue_name)
-    run(statements(found.queue, PARTS[1:]))
+    run(statements(found.queue, PARTS[2:]))
     describe_functions(found.queue, found.name or queue_name)
 
 
@@ -228,10 +238,14 @@ def drop_queue(queue_name: str) -> bool:
         ["text"],
         [found.queue.queue_table],
     )
+    templates = []
+    if "p" in (found.kind, found.archive_kind):
+        templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])
     run(
         "".join("drop function %s;\n" % row["signature"] for row in rows(own_functions(found.queue)))
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
+        + "".join("drop table if exists %s;\n" % template for template in templates)
     )
     return True
 

@@ -15,7 +15,7 @@ import re
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODULES = ("interface", "compiler", "queues")
+MODULES = ("interface", "compiler", "partman", "queues", "partitions")
 SCRIPTS = ("schema", "names", "queues", "messages", "groups")
 
 HEADER = {
