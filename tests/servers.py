@@ -34,11 +34,11 @@ EMBEDDED = {
     17: "17.10.0-beta.17",
     18: "18.4.0-beta.17",
 }
-# pg_partman is SQL alone but for its background worker, so the scripts of a package serve any server. For each version,
-# the servers it runs on, and Debian's package and suite.
+# pg_partman is SQL alone but for its background worker, so the scripts of a package serve any server: each version with
+# Debian's package and suite.
 PARTMAN = {
-    "4.7.2": ((14, 15, 16), "postgresql-15-partman", "bookworm"),
-    "5.2.4": ((14, 15, 16, 17, 18), "postgresql-17-partman", "trixie"),
+    "4.7.2": ("postgresql-15-partman", "bookworm"),
+    "5.2.4": ("postgresql-17-partman", "trixie"),
 }
 
 
@@ -307,7 +307,7 @@ def get_partman(version: str) -> pathlib.Path:
     for directory in [*(installation.share / "extension" for installation in find_all()), kept]:
         if (directory / script).exists():
             return directory
-    _, package, suite = PARTMAN[version]
+    package, suite = PARTMAN[version]
     if shutil.which("apt-get") is None:
         raise Missing(f"pg_partman {version} is missing, and apt-get, which could get it: install either")
     # Debian's archive as this machine knows it, with another suite and a state of its own.
