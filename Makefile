@@ -44,13 +44,13 @@ lint: $(VENV)/made
 test: $(SCRIPTS) $(VENV)/made lint
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-all: $(SCRIPTS) $(VENV)/made lint
-	@set -e; for major in $(MAJORS); do \
-		echo "PostgreSQL $$major"; \
-		$(PYTEST) --major $$major $(PYTEST_ARGS); \
-	done
+test-major: $(SCRIPTS) $(VENV)/made
+	$(PYTEST) --major $(MAJOR) $(PYTEST_ARGS)
 
-.PHONY: all demo lint test test-all
+test-all: lint
+	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
+
+.PHONY: all demo lint test test-major test-all
 
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)

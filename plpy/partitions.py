@@ -15,7 +15,7 @@ from partman import (
     make_partitions,
     required_partman,
 )
-from queues import check_names, describe_functions, find, has_functions, register
+from queues import check_names, describe_functions, find, has_functions, listed_name, register
 
 
 @sql(
@@ -52,12 +52,12 @@ def create_partitioned(
                 sqlstate="42P07",
                 hint="Choose another name, or drop the queue first.",
             )
-    if found.name is None:
-        register(queue_name, is_partitioned=True, is_unlogged=False)
-    elif found.kind is not None and has_functions(found.queue):
-        return
     keys = ("enqueued_at", "archived_at") if spans[0].is_time else ("msg_id", "msg_id")
     queue = found.queue._replace(is_partitioned=True, queue_key=keys[0], archive_key=keys[1])
+    if listed_name(queue) is None:
+        register(queue_name, queue)
+    elif found.kind is not None and has_functions(queue):
+        return
     run(statements(queue, ("tables", "archive", "template", "archive_template")))
     for table, key, template in zip(tables, keys, ("template", "a_template")):
         if not is_managed(partman, table):

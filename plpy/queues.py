@@ -8,38 +8,36 @@ from compiler import PARTS, Queue, statements
 from interface import Error, rows, run, sql
 from partman import forget_partitions
 
+TABLE_KINDS = ("r", "p")
+
 
 class Found(NamedTuple):
-    """What the catalogs hold under a queue's name; kind and persistence are None where there is no such table."""
+    """What the catalogs hold under a queue's name; the kinds are None where there is nothing of that name."""
 
     queue: Queue
-    name: Optional[str]
-    is_same_name: Optional[bool]
     kind: Optional[str]
     archive_kind: Optional[str]
 
 
-def find(queue_name: str, is_unlogged: bool = False) -> Found:
+def find(queue_name: str) -> Found:
     """Look a queue up, holding the lock that create and drop take."""
     rows("select pgmq.acquire_queue_lock($1)", ["text"], [queue_name])
     row: Dict[str, Any] = rows(
         """
-        select pgmq.format_table_name($1, 'q') as queue_table,
-            pgmq.format_table_name($1, 'a') as archive_table,
+        select n.queue_table,
+            n.archive_table,
             pgmq._stem($1) as stem,
             current_setting('server_version_num')::integer as server_version,
-            m.queue_name as name,
-            lower(m.queue_name) = lower($1) as is_same_name,
             case when q.relispartition then 'partition' else q.relkind::text end as kind,
+            coalesce(q.relpersistence = 'u', false) as is_unlogged,
             case when a.relispartition then 'partition' else a.relkind::text end as archive_kind,
             to_regclass('pgmq.' || quote_ident(pgmq._stem($1) || '$fifo')) is not null as has_fifo_index
-        from (select) as one
-        left join pgmq.meta as m
-            on pgmq.format_table_name(m.queue_name, 'q') = pgmq.format_table_name($1, 'q')
-        left join pg_class as q
-            on q.relname = pgmq.format_table_name($1, 'q') and q.relnamespace = 'pgmq'::regnamespace
-        left join pg_class as a
-            on a.relname = pgmq.format_table_name($1, 'a') and a.relnamespace = 'pgmq'::regnamespace
+        from (
+            select pgmq.format_table_name($1, 'q') as queue_table,
+                pgmq.format_table_name($1, 'a') as archive_table
+        ) as n
+        left join pg_class as q on q.relname = n.queue_table and q.relnamespace = 'pgmq'::regnamespace
+        left join pg_class as a on a.relname = n.archive_table and a.relnamespace = 'pgmq'::regnamespace
         """,
         ["text"],
         [queue_name],
@@ -48,12 +46,34 @@ def find(queue_name: str, is_unlogged: bool = False) -> Found:
         queue_table=row["queue_table"],
         archive_table=row["archive_table"],
         stem=row["stem"],
-        is_unlogged=is_unlogged,
+        is_unlogged=row["is_unlogged"],
         is_partitioned=row["kind"] == "p",
         has_fifo_index=row["has_fifo_index"],
         server_version=row["server_version"],
     )
-    return Found(queue, row["name"], row["is_same_name"], row["kind"], row["archive_kind"])
+    return Found(queue, row["kind"], row["archive_kind"])
+
+
+def find_existing(queue_name: str) -> Found:
+    """Look a queue up that must be there."""
+    found = find(queue_name)
+    if found.kind not in TABLE_KINDS:
+        raise Error(
+            "queue %s does not exist" % plpy.quote_ident(queue_name),
+            sqlstate="42P01",
+            hint="Create it first: select pgmq.create(%s);" % plpy.quote_literal(queue_name),
+        )
+    return found
+
+
+def listed_name(queue: Queue) -> Optional[str]:
+    """The name that pgmq.meta has for a queue."""
+    listed = rows(
+        "select queue_name from pgmq.meta where pgmq.format_table_name(queue_name, 'q') = $1",
+        ["text"],
+        [queue.queue_table],
+    )
+    return str(listed[0]["queue_name"]) if listed else None
 
 
 def check_names(found: Found) -> None:
@@ -62,38 +82,33 @@ def check_names(found: Found) -> None:
         (found.queue.queue_table, found.kind),
         (found.queue.archive_table, found.archive_kind),
     ):
-        if kind not in (None, "r", "p"):
+        if kind not in (None, *TABLE_KINDS):
             raise Error(
                 "the name pgmq.%s is taken by something that cannot be a queue" % plpy.quote_ident(table),
                 sqlstate="42P07",
                 hint="Choose another name for the queue.",
             )
-    if found.name is not None and not found.is_same_name:
-        raise Error(
-            "the name is too much like that of queue %s" % plpy.quote_ident(found.name),
-            sqlstate="42P07",
-            detail="A table name has at most 63 bytes, and the first 63 bytes of the two are the same.",
-            hint="Choose a shorter name for the queue.",
-        )
 
 
-def register(queue_name: str, is_partitioned: bool, is_unlogged: bool) -> None:
+def register(queue_name: str, queue: Queue) -> None:
     rows(
         "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ($1, $2, $3)",
         ["text", "boolean", "boolean"],
-        [queue_name, is_partitioned, is_unlogged],
+        [queue_name, queue.is_partitioned, queue.is_unlogged],
     )
 
 
 def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
-    found = find(queue_name, is_unlogged)
+    found = find(queue_name)
     check_names(found)
-    if found.name is None:
-        register(queue_name, found.queue.is_partitioned, is_unlogged)
-    elif found.kind is not None and has_functions(found.queue):
+    # A table that is there, after DROP EXTENSION and CREATE EXTENSION, is taken over as it is.
+    queue = found.queue if found.kind else found.queue._replace(is_unlogged=is_unlogged)
+    if listed_name(queue) is None:
+        register(queue_name, queue)
+    elif found.kind is not None and has_functions(queue):
         return
-    run(statements(found.queue))
-    describe_functions(found.queue, queue_name)
+    run(statements(queue))
+    describe_functions(queue, queue_name)
 
 
 def has_functions(queue: Queue) -> bool:
@@ -161,17 +176,13 @@ def compile_queue(queue_name: str) -> None:
 
     Messages stay as they are. Errors: 42P01 no such queue. Privileges: owner of the queue table, CREATE on schema pgmq.
     """
-    found = find(queue_name)
-    if found.kind is None:
-        raise no_such_queue(queue_name)
+    found = find_existing(queue_name)
     run(statements(found.queue, PARTS[2:]))
-    describe_functions(found.queue, found.name or queue_name)
+    describe_functions(found.queue, queue_name)
 
 
 def index_groups(queue_name: str) -> None:
-    found = find(queue_name)
-    if found.kind is None:
-        raise no_such_queue(queue_name)
+    found = find_existing(queue_name)
     queue = found.queue._replace(has_fifo_index=True)
     run(statements(queue, ("fifo", "functions")))
 
@@ -193,24 +204,14 @@ def create_fifo_indexes_all() -> None:
         index_groups(row["queue_name"])
 
 
-def no_such_queue(queue_name: str) -> Error:
-    return Error(
-        "queue %s does not exist" % plpy.quote_ident(queue_name),
-        sqlstate="42P01",
-        hint="Create it first: select pgmq.create(%s);" % plpy.quote_literal(queue_name),
-    )
-
-
 @sql("purge_queue(queue_name text) returns bigint")
 def purge_queue(queue_name: str) -> int:
     """Removes all messages of a queue, visible or not, and returns how many there were. The archive stays.
 
     With the privilege to truncate the table it does so, and waits for whoever uses the queue; else it deletes.
-    Errors: 42P01 no such queue. Privileges: SELECT, and TRUNCATE or DELETE, on the queue table.
+    Errors: 42P01 no such queue. Privileges: DELETE, or SELECT and TRUNCATE, on the queue table.
     """
-    found = find(queue_name)
-    if found.kind is None:
-        raise no_such_queue(queue_name)
+    found = find_existing(queue_name)
     table = "pgmq." + plpy.quote_ident(found.queue.queue_table)
     if rows("select has_table_privilege($1, 'TRUNCATE') as allowed", ["text"], [table])[0]["allowed"]:
         # Locked first: what is counted is what is removed.
@@ -227,22 +228,24 @@ def drop_queue(queue_name: str) -> bool:
 
     Returns true, or false with a notice where there is no such queue.
     Errors: 22004, 42602 and 42622 for a text that is no queue name. Privileges: owner of the queue's tables, SELECT and
-    DELETE on pgmq.meta.
+    DELETE on pgmq.meta; for a partitioned one also SELECT and DELETE on part_config of pg_partman.
     """
     found = find(queue_name)
-    if found.name is None:
+    name = listed_name(found.queue)
+    if name is None:
         plpy.notice("pgmq queue %s does not exist" % plpy.quote_ident(queue_name))
         return False
-    rows(
-        "delete from pgmq.meta where pgmq.format_table_name(queue_name, 'q') = $1",
-        ["text"],
-        [found.queue.queue_table],
-    )
+    rows("delete from pgmq.meta where queue_name = $1", ["text"], [name])
     templates = []
     if "p" in (found.kind, found.archive_kind):
         templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])
+    # Readers touch the sequences before the table: dropped in that order, the two do not wait for each other in a ring.
     run(
         "".join("drop function %s;\n" % row["signature"] for row in rows(own_functions(found.queue)))
+        + "".join(
+            "drop sequence if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.stem + "$" + hint)
+            for hint in ("sweep", "due", "head")
+        )
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
         + "".join("drop table if exists %s;\n" % template for template in templates)
@@ -252,12 +255,19 @@ def drop_queue(queue_name: str) -> bool:
 
 @sql("drop_queue(queue_name text, partitioned boolean) returns boolean")
 def drop_queue_partitioned(queue_name: str, partitioned: bool) -> bool:
-    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at."""
+    """Deprecated: as drop_queue(queue_name), with a warning. The second argument is not looked at.
+
+    Errors and privileges: as drop_queue(queue_name).
+    """
     plpy.warning("drop_queue(queue_name, partitioned) is deprecated, use drop_queue(queue_name)")
     return drop_queue(queue_name)
 
 
 @sql("detach_archive(queue_name text) returns void")
 def detach_archive(queue_name: str) -> None:
-    """Deprecated: does nothing, with a warning. Archives do not belong to the extension."""
+    """Deprecated: does nothing, with a warning. Archives do not belong to the extension.
+
+    Errors: as validate_queue_name. Privileges: none.
+    """
+    rows("select pgmq.validate_queue_name($1)", ["text"], [queue_name])
     plpy.warning("detach_archive(queue_name) is deprecated and does nothing: archives do not belong to the extension")

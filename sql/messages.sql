@@ -44,7 +44,7 @@ $function$;
 comment on function pgmq.send(text, jsonb) is
 'Sends a message to a queue and returns its id. The message may be NULL.
 The other forms take headers (a JSON object beside the message), and a delay: in seconds, or the time at which the message
-becomes visible. Errors: 42P01 no such queue, 22004 a NULL delay. Privileges: INSERT on the queue table.';
+becomes visible. Errors: 42P01 no such queue, 22004 a NULL delay. Privileges: INSERT on the queue table, SELECT on its msg_id.';
 
 create function pgmq.send(queue_name text, msg jsonb, headers jsonb)
 returns setof bigint
@@ -120,7 +120,7 @@ comment on function pgmq.send_batch(text, jsonb[]) is
 'Sends messages to a queue and returns their ids, in the order of the messages: all of them or none.
 The other forms take headers, one element a message, and a delay for all: in seconds, or the time at which they become
 visible. Errors: 42P01 no such queue, 22004 or 22023 an array that is NULL, empty or of another length, 22004 a NULL delay.
-Privileges: INSERT on the queue table.';
+Privileges: INSERT on the queue table, SELECT on its msg_id.';
 
 create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[])
 returns setof bigint

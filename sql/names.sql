@@ -24,18 +24,34 @@ comment on function pgmq.validate_queue_name(text) is
 A name has at most 47 characters, and no $, semicolon, single quote or double hyphen. Upper and lower case are one.
 Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused. Privileges: none.';
 
+-- Bytes count in an identifier, and a name of 47 characters may have more than fit. Such a one ends in a digest of the
+-- whole, after a "$" that keeps it from being another queue's. The collation is the database's, wherever the text is from.
+create function pgmq._identifier(name text, bytes integer)
+returns text
+stable
+language sql
+as $function$
+    select case
+        when octet_length(l.name) <= bytes then l.name
+        else left(l.name, 8) || '$' || left(encode(sha256(convert_to(l.name, 'UTF8')), 'hex'), 16)
+    end
+    from lower(name collate "default") as l (name)
+$function$;
+comment on function pgmq._identifier(text, integer) is
+'Internal: the name in lower case, shortened to an unmistakable one where it has more bytes.';
+
 create function pgmq.format_table_name(queue_name text, prefix text)
 returns text
 language plpgsql
 as $function$
 begin
     perform pgmq.validate_queue_name(queue_name);
-    -- An identifier has at most 63 bytes, which a name of 47 characters may exceed.
-    return lower(prefix || '_' || queue_name)::name;
+    return pgmq._identifier(prefix || '_' || queue_name, 63);
 end
 $function$;
 comment on function pgmq.format_table_name(text, text) is
-'Returns the name of a table of a queue: prefix q for the queue itself, a for its archive. It is lower-cased and not quoted.
+'Returns the name of a table of a queue: prefix q for the queue itself, a for its archive. It is
+lower-cased and not quoted; one of more than 63 bytes is shortened.
 Errors: as validate_queue_name. Privileges: none.';
 
 create function pgmq.acquire_queue_lock(queue_name text)
@@ -51,33 +67,31 @@ comment on function pgmq.acquire_queue_lock(text) is
 Sending and reading do not take it. Errors: as validate_queue_name. Privileges: none.';
 
 -- What the names of a queue's own functions, sequences and indexes begin with. They go on with "$" and at most 12
--- characters, so a table name of more than 49 bytes makes room for a digest.
+-- characters, for which a longer table name makes room.
 create function pgmq._stem(queue_name text)
 returns text
 stable
 language sql
 as $function$
-    select case
-        when octet_length(t.name) <= 49 then t.name
-        else 'q$' || left(encode(sha256(convert_to(t.name, 'UTF8')), 'hex'), 32)
-    end
-    from lower('q_' || queue_name) as t (name)
+    select pgmq._identifier('q_' || queue_name, 49)
 $function$;
-comment on function pgmq._stem(text) is 'Internal: what the names of a queue''s own functions, sequences and indexes begin with.';
+comment on function pgmq._stem(text) is
+'Internal: what the names of a queue''s own functions, sequences and indexes begin with.';
 
--- A single expression, so that PL/pgSQL takes it in without a call.
-create function pgmq._function(queue_name text, verb text)
-returns text
+create function pgmq._table_exists(table_name text)
+returns boolean
 stable
 language sql
 as $function$
-    select coalesce(
-        to_regproc('pgmq.' || quote_ident(lower('q_' || queue_name) || '$' || verb))::text,
-        pgmq._function_or_error(queue_name, verb)
+    select exists (
+        select
+        from pg_class
+        where relname = table_name collate "C"
+            and relnamespace = 'pgmq'::regnamespace
+            and relkind in ('r', 'p')
     )
 $function$;
-comment on function pgmq._function(text, text) is
-'Internal: the quoted name of the queue''s own function for this verb, or an error that says why there is none.';
+comment on function pgmq._table_exists(text) is 'Internal: whether schema pgmq has a table of this name.';
 
 create function pgmq._function_or_error(queue_name text, verb text)
 returns text
@@ -90,7 +104,7 @@ declare
 begin
     if to_regproc(function_name) is not null then
         return function_name;
-    elsif to_regclass('pgmq.' || quote_ident(queue_table)) is not null then
+    elsif pgmq._table_exists(queue_table) then
         raise exception 'pgmq: queue % has no function for %', quote_ident(queue_name), verb
             using errcode = 'object_not_in_prerequisite_state',
                 detail = 'Its table is there: another version made it, or a dump restored it without its functions.',
@@ -103,6 +117,25 @@ begin
 end
 $function$;
 comment on function pgmq._function_or_error(text, text) is 'Internal: the rare cases of pgmq._function.';
+
+-- A single expression, so that PL/pgSQL takes it in without a call.
+create function pgmq._function(queue_name text, verb text)
+returns text
+stable
+language sql
+as $function$
+    select coalesce(
+        case
+            when strpos(queue_name, '$') = 0
+                then to_regproc(
+                    'pgmq.' || quote_ident(lower(('q_' || queue_name) collate "default") || '$' || verb)
+                )::text
+        end,
+        pgmq._function_or_error(queue_name, verb)
+    )
+$function$;
+comment on function pgmq._function(text, text) is
+'Internal: the quoted name of the queue''s own function for this verb, or an error that says why there is none.';
 
 create function pgmq._required(argument text, value anyelement)
 returns anyelement

@@ -132,6 +132,7 @@ set plan_cache_mode = force_generic_plan
 
 -- @fragment claim_variables
 moment constant timestamptz := clock_timestamp();
+from_start boolean := false;
 head bigint := 0;
 due timestamptz;
 claimed @row_type@[];
@@ -141,42 +142,67 @@ place bigint;
 found_rows @row_type@[];
 found_id bigint;
 
--- @fragment claim
--- Locks the oldest visible messages, in the order of ids, and leaves them in "claimed". A message that another
--- transaction holds is passed over.
+-- @fragment due_hint
+case
+    when from_start then '-infinity'
+    else to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision)
+end
+
+-- @fragment sweep_if_due
 if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
-    perform @function:sweep@(moment);
+    from_start := not @function:sweep@(moment);
 end if;
-due := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
+
+-- The first ready messages that no other transaction holds, locked; none where something is due again, since they are all
+-- there is only while nothing is. The hints stand in subqueries that run once, since a volatile function is no condition
+-- for an index, and a subquery costs less than a variable.
+-- @fragment ready_rows
+from @queue@ as m
+where m.vt <= m.enqueued_at
+    and m.msg_id >= (select case when from_start then 0 else coalesce(pg_sequence_last_value(@literal:head@), 0) end)
+    and m.vt <= moment
+order by m.msg_id
+limit case
+    when exists (
+        select
+        from @queue@ as d
+        where d.vt > d.enqueued_at
+            and d.vt >= (
+                select
+                    @fragment:due_hint@
+            )
+            and d.vt <= moment
+    ) then 0
+    else quantity
+end
+for update skip locked
+
+-- Locks the oldest visible messages and leaves them in "claimed", in any order.
+-- @fragment claim
 if condition is null then
-    head := coalesce(pg_sequence_last_value(@literal:head@), 0);
+    select array_agg(c.row_id), min(c.msg_id)
+    into claimed, lowest
+    from (
+        select m.@row_id@ as row_id, m.msg_id
+        @fragment:ready_rows@
+    ) as c;
 end if;
+@fragment:claim_due@
 
--- While nothing is due again, the ready messages are all there is, and they are in order.
-select array_agg(c.row_id), min(c.msg_id)
-into claimed, lowest
-from (
-    select m.@row_id@ as row_id, m.msg_id
-    from @queue@ as m
-    where m.vt <= m.enqueued_at
-        and m.msg_id >= head
-        and m.vt <= moment
-        and (condition is null or m.message @> condition)
-    order by m.msg_id
-    limit case
-        when exists (
-            select
-            from @queue@ as d
-            where d.vt > d.enqueued_at
-                and d.vt >= due
-                and d.vt <= moment
-        ) then 0
-        else quantity
-    end
-    for update skip locked
-) as c;
+-- @fragment return_one
+if found then
+    if random() * 32 < 1 then
+        perform @function:advance@(msg_id, 4, moment);
+    end if;
+    return next;
+    return;
+end if;
+@fragment:claim_due@
 
+-- @fragment claim_due
 if claimed is null then
+    due :=
+        @fragment:due_hint@;
     select array_agg(d.msg_id order by d.msg_id)
     into waiting
     from (
@@ -187,9 +213,13 @@ if claimed is null then
             and d.vt <= moment
         limit 1000
     ) as d;
-    if waiting is null then
+    if waiting is null and condition is null then
         return;
-    elsif cardinality(waiting) < 1000 then
+    elsif coalesce(cardinality(waiting), 0) < 1000 then
+        if condition is null and not from_start then
+            head := coalesce(pg_sequence_last_value(@literal:head@), 0);
+        end if;
+        waiting := coalesce(waiting, '{}');
         -- In turn, the ready messages before the next that is due again, and those due before the next that is ready.
         -- One statement for both would lock more than it takes, or sort all that is ready.
         place := head;
@@ -275,6 +305,7 @@ end if;
 -- another transaction holds, gives nothing. With "takes_rest" a group gives what else is visible of it before the next.
 -- @fragment group_variables
 moment constant timestamptz := clock_timestamp();
+from_start boolean := false;
 wanted constant bigint := coalesce(quantity, 9223372036854775807);
 head bigint;
 due timestamptz;
@@ -299,9 +330,7 @@ heads bigint[] := '{}';
 claimed @row_type@[] := '{}';
 
 -- @fragment group_claim
-if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
-    perform @function:sweep@(moment);
-end if;
+@fragment:sweep_if_due@
 <<search>>
 while cardinality(claimed) < wanted and not is_last loop
     @fragment:group_candidates@
@@ -346,8 +375,9 @@ end if;
 -- knows one before it. Where much is visible of groups that give nothing, go from group to group in the index instead.
 -- @fragment group_candidates_indexed
 if walked = 0 then
-    head := coalesce(pg_sequence_last_value(@literal:head@), 0);
-    due := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
+    head := case when from_start then 0 else coalesce(pg_sequence_last_value(@literal:head@), 0) end;
+    due :=
+        @fragment:due_hint@;
     select array_agg(d.msg_id), array_agg(d.message_group), array_agg(d.row_id), count(*) = 1000
     into due_ids, due_groups, due_rows, is_dense
     from (
@@ -459,13 +489,6 @@ open candidates for
     where l.vt <= moment
     order by l.msg_id;
 
--- @fragment remember
-if has_sequence_privilege(@literal:head@, 'UPDATE') then
-    perform @function:hint@(new_head, new_due, new_sweep);
-else
-    perform @function:owner_hint@(new_head, new_due, new_sweep);
-end if;
-
 -- @section functions
 create or replace function @function:send@(content jsonb, properties jsonb, visible_at timestamptz)
 returns bigint
@@ -512,29 +535,35 @@ as $function$
 declare
     @fragment:claim_variables@
 begin
-    @fragment:claim@
-    if cardinality(claimed) = 1 then
-        return query
+    @fragment:sweep_if_due@
+    if quantity = 1 and condition is null then
+        -- The commonest read, in one statement.
+        update @queue@ as q
+        set vt = moment + seconds * interval '1 second',
+            read_ct = q.read_ct + 1,
+            last_read_at = moment
+        where q.@row_id@ = (
+            select m.@row_id@
+            @fragment:ready_rows@
+        )
+        returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+        into msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers;
+        @fragment:return_one@
+    else
+        @fragment:claim@
+    end if;
+    return query
+        with changed as (
             update @queue@ as q
             set vt = moment + seconds * interval '1 second',
                 read_ct = q.read_ct + 1,
                 last_read_at = moment
             where q.@row_id@ = any (claimed)
-            returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers;
-    else
-        return query
-            with changed as (
-                update @queue@ as q
-                set vt = moment + seconds * interval '1 second',
-                    read_ct = q.read_ct + 1,
-                    last_read_at = moment
-                where q.@row_id@ = any (claimed)
-                returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
-            )
-            select *
-            from changed as c
-            order by c.msg_id;
-    end if;
+            returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+        )
+        select *
+        from changed as c
+        order by c.msg_id;
 end
 $function$;
 
@@ -556,7 +585,19 @@ declare
     condition constant jsonb := null;
     @fragment:claim_variables@
 begin
-    @fragment:claim@
+    @fragment:sweep_if_due@
+    if quantity = 1 then
+        delete from @queue@ as q
+        where q.@row_id@ = (
+            select m.@row_id@
+            @fragment:ready_rows@
+        )
+        returning q.msg_id, q.read_ct, q.enqueued_at, q.last_read_at, q.vt, q.message, q.headers
+        into msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers;
+        @fragment:return_one@
+    else
+        @fragment:claim@
+    end if;
     return query
         with removed as (
             delete from @queue@ as q
@@ -782,12 +823,13 @@ begin
         from @queue@ as q
         where q.msg_id = any (ids)
             and q.vt <= q.enqueued_at;
-        new_head := least(new_head, pg_sequence_last_value(@literal:head@));
+        -- A hint that was never written hides nothing: it must not begin here.
+        new_head := least(new_head, coalesce(pg_sequence_last_value(@literal:head@), 0));
         new_due := least(
             greatest(date_part('epoch', visible_at), 0) * 1000000 - 1,
-            pg_sequence_last_value(@literal:due@)
+            coalesce(pg_sequence_last_value(@literal:due@), 0)
         );
-        @fragment:remember@
+        perform @function:keep@(new_head, new_due, new_sweep);
     end if;
 end
 $function$;
@@ -801,8 +843,9 @@ language plpgsql
 as $function$
 declare
     -- Variables, since a volatile function is no condition for an index.
-    due constant timestamptz
-        := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
+    from_start constant boolean := false;
+    due constant timestamptz :=
+        @fragment:due_hint@;
     earliest timestamptz;
     new_head bigint;
     new_due bigint;
@@ -818,29 +861,31 @@ begin
     limit 1;
     new_head := greatest(lowest - greatest(margin, 128), pg_sequence_last_value(@literal:head@));
     new_due := date_part('epoch', coalesce(earliest, moment)) * 1000000 - 10000;
-    @fragment:remember@
+    perform @function:keep@(new_head, new_due, new_sweep);
 end
 $function$;
 
 -- Looks for messages that the hints hide, and lowers the hints to them. It is due once a second, and later where it took
--- long, so that it never takes more than a twentieth of the time.
+-- long, so that it takes no more than a tenth of the time. Returns whether the hints may be relied on by this session.
 create or replace function @function:sweep@(moment timestamptz)
-returns void
+returns boolean
 language plpgsql
 @fragment:settings@
 as $function$
 declare
     head constant bigint := pg_sequence_last_value(@literal:head@);
     earliest timestamptz;
-    new_head bigint;
-    new_due bigint;
-    new_sweep bigint := (date_part('epoch', moment) + 2) * 1000;
+    straggler bigint;
+    started timestamptz;
 begin
-    -- First, so that others leave it to this session.
-    @fragment:remember@
+    -- First, so that others leave it to this session. One that cannot tell them reads without hints.
+    if not @function:keep@(null, null, ((date_part('epoch', moment) + 2) * 1000)::bigint) then
+        return false;
+    end if;
+    started := clock_timestamp();
     -- A message that a running transaction holds is not hidden: it is taken.
     select m.msg_id
-    into new_head
+    into straggler
     from @queue@ as m
     where m.vt <= m.enqueued_at
         and m.msg_id < head
@@ -855,12 +900,30 @@ begin
         and d.vt <= moment
     order by d.vt
     limit 1;
-    new_due := date_part('epoch', greatest(coalesce(earliest, moment), 'epoch')) * 1000000 - 10000;
-    new_sweep := 1000 * (
-        date_part('epoch', clock_timestamp())
-        + greatest(1, 20 * date_part('epoch', clock_timestamp() - moment))
+    return @function:keep@(
+        straggler,
+        (date_part('epoch', greatest(coalesce(earliest, moment), 'epoch')) * 1000000 - 10000)::bigint,
+        (
+            1000 * (
+                date_part('epoch', clock_timestamp())
+                + greatest(1, 10 * date_part('epoch', clock_timestamp() - started))
+            )
+        )::bigint
     );
-    @fragment:remember@
+end
+$function$;
+
+-- Writes the hints, as far as they are not NULL, and returns whether that was allowed.
+create or replace function @function:keep@(new_head bigint, new_due bigint, new_sweep bigint)
+returns boolean
+language plpgsql
+as $function$
+begin
+    if has_sequence_privilege(@literal:head@, 'UPDATE') then
+        perform @function:hint@(new_head, new_due, new_sweep);
+        return true;
+    end if;
+    return @function:owner_hint@(new_head, new_due, new_sweep);
 end
 $function$;
 
@@ -884,18 +947,20 @@ $function$;
 -- SECURITY DEFINER, so that whoever may read the queue can keep its hints without a grant on the sequences. The caller
 -- is the session's role: one that may not read the queue changes nothing.
 create or replace function @function:owner_hint@(new_head bigint, new_due bigint, new_sweep bigint)
-returns void
+returns boolean
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    if has_table_privilege(
+    if not has_table_privilege(
         coalesce(nullif(current_setting('role'), 'none'), session_user),
         @literal:queue@,
         'UPDATE'
     ) then
-        perform @function:hint@(new_head, new_due, new_sweep);
+        return false;
     end if;
+    perform @function:hint@(new_head, new_due, new_sweep);
+    return true;
 end
 $function$;

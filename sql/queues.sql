@@ -15,10 +15,11 @@ language plpgsql
 as $function$
 #variable_conflict use_column
 declare
-    queue_table constant text := 'pgmq.' || quote_ident(pgmq.format_table_name(queue_name, 'q'));
+    table_name constant text := pgmq.format_table_name(queue_name, 'q');
+    queue_table constant text := 'pgmq.' || quote_ident(table_name);
     result pgmq.metrics_result;
 begin
-    if to_regclass(queue_table) is null then
+    if not pgmq._table_exists(table_name) then
         raise exception 'pgmq: queue % does not exist', quote_ident(queue_name)
             using errcode = 'undefined_table',
                 hint = format('Create it first: select pgmq.create(%L);', queue_name);
@@ -29,7 +30,7 @@ begin
                 count(*),
                 extract(epoch from clock_timestamp() - max(enqueued_at))::integer,
                 extract(epoch from clock_timestamp() - min(enqueued_at))::integer,
-                coalesce(pg_sequence_last_value(pg_get_serial_sequence($2, 'msg_id')), 0),
+                (select case when is_called then last_value else 0 end from %s),
                 clock_timestamp(),
                 count(*) filter (where vt <= clock_timestamp()),
                 (
@@ -43,6 +44,7 @@ begin
                 )
             from %s
         $query$,
+        pg_get_serial_sequence(queue_table, 'msg_id'),
         queue_table
     )
     into result

@@ -38,8 +38,9 @@ create table pgmq.meta (
     created_at timestamptz not null default now()
 );
 comment on table pgmq.meta is 'One row a queue, with the name as it was given.';
--- The script of a trusted extension runs as the superuser: who asked for the extension is to be able to use it.
-grant all on table pgmq.meta to @extowner@;
+-- The script of a trusted extension runs as the superuser: who asked for the extension is to be able to use it, and
+-- to let others.
+grant all on table pgmq.meta to @extowner@ with grant option;
 select pg_catalog.pg_extension_config_dump('pgmq.meta', '');
 
 grant usage on schema pgmq to pg_monitor;

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
 import servers
+from hypothesis import HealthCheck, settings
+from psycopg.rows import namedtuple_row
 
 SERVER = pytest.StashKey()
+
+# The same examples in every run; an example that needs a fresh queue makes one.
+settings.register_profile(
+    "pgmq", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("pgmq")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,9 +119,9 @@ def make_database(admin: psycopg.Connection) -> Iterator[Callable[..., Database]
     """Makes databases, with the extension unless told otherwise; they go when the run ends."""
     made: list[Database] = []
 
-    def make(*, extension: bool = True) -> Database:
+    def make(*, extension: bool = True, owner: str = "postgres") -> Database:
         database = Database(unique("database"))
-        admin.execute(f"create database {database.name} template template0")
+        admin.execute(f"create database {database.name} template template0 owner {owner}")
         made.append(database)
         if extension:
             with psycopg.connect(database.dsn, autocommit=True) as connection:
@@ -164,12 +174,38 @@ def make_role(admin: psycopg.Connection) -> Iterator[Callable[..., str]]:
         return role
 
     yield make
-    databases = [row[0] for row in admin.execute("select datname from pg_database where datname like 'database%'")]
+    # Only this worker's databases: another may be dropping its own.
+    prefix = unique("database").rpartition("_")[0] + "_"
+    databases = [
+        row[0] for row in admin.execute("select datname from pg_database where starts_with(datname, %s)", [prefix])
+    ]
     for role in made:
         for name in databases:
             with psycopg.connect(os.environ["PGMQ_TEST_DSN"], dbname=name, autocommit=True) as connection:
+                connection.execute("set client_min_messages = warning")
                 connection.execute(f"drop owned by {role} cascade")
+                connection.execute(f"reassign owned by {role} to current_user")
         admin.execute(f"drop role {role}")
+
+
+def call(connection: psycopg.Connection, function: str, *arguments: object) -> list[Any]:
+    """The rows of select * from pgmq.function(arguments), with their columns as attributes."""
+    marks = ", ".join(["%s"] * len(arguments))
+    cursor = connection.cursor(row_factory=namedtuple_row)
+    return cursor.execute(f"select * from pgmq.{function}({marks})", arguments).fetchall()
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """Wait until the condition holds, and return what it gave."""
+    deadline = time.monotonic() + seconds
+    while True:
+        # Looked at once more after the deadline: the wait before may have been long.
+        is_last = time.monotonic() > deadline
+        found = condition()
+        if found:
+            return found
+        assert not is_last, f"not within {seconds} seconds"
+        time.sleep(0.01)
 
 
 def error_of(error: type[psycopg.Error], message: str, hint: str | None = None):
@@ -181,12 +217,13 @@ def error_of(error: type[psycopg.Error], message: str, hint: str | None = None):
             self.info = self.raises.__enter__()
 
         def __exit__(self, *arguments: object) -> bool:
-            suppressed = self.raises.__exit__(*arguments)
+            if not self.raises.__exit__(*arguments):
+                return False
             diagnostic = self.info.value.diag
             assert diagnostic.message_primary.startswith("pgmq: "), diagnostic.message_primary
             assert message in diagnostic.message_primary
             if hint is not None:
                 assert hint in (diagnostic.message_hint or "")
-            return suppressed
+            return True
 
     return Expectation()

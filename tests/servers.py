@@ -1,6 +1,8 @@
 """PostgreSQL servers for the demo and the tests: find or get one that has PL/Python, and run a throwaway cluster of it.
 
     python3 tests/servers.py list                   the servers found here
+    python3 tests/servers.py newest                 the major version of the newest of them
+    python3 tests/servers.py venv DIRECTORY         a virtual environment, with what Debian parts from Python for it
     python3 tests/servers.py get 14 15 16 17 18     get those that are missing
 
 Only the standard library, since `make demo` runs it on a machine that has nothing else. An installation is never
@@ -452,6 +454,15 @@ def keep(programs: pathlib.Path, directory: pathlib.Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def make_venv(directory: str) -> None:
+    """Make a virtual environment where Debian has put what it takes into a package of its own."""
+    if has_apt():
+        apt_install("python3-venv")
+    run = subprocess.run([sys.executable, "-m", "venv", "--clear", directory], capture_output=True, text=True)
+    if run.returncode:
+        raise Missing("python3 cannot make a virtual environment: install python3-venv")
+
+
 def main() -> None:
     command, *arguments = sys.argv[1:] or ["help"]
     if command == "keep":
@@ -459,6 +470,10 @@ def main() -> None:
     elif command == "list":
         for installation in find_all():
             print(installation.version, installation.bin, "" if installation.has_plpython else "without PL/Python")
+    elif command == "newest":
+        print(newest().major)
+    elif command == "venv":
+        make_venv(*arguments)
     elif command == "get":
         for major in map(int, arguments):
             print(get_major(major).bin)
