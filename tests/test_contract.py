@@ -10,7 +10,7 @@ import pytest
 
 HERE = pathlib.Path(__file__).parent / "contract"
 # What is not built yet.
-LATER = ("topic", "grouped", "fifo", "notify", "partition", "rout")
+LATER = ("topic", "grouped", "fifo", "notify", "rout")
 LATER_RELATIONS = ("topic_bindings", "notify_insert_throttle")
 
 
