@@ -67,6 +67,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
         "archive": "pgmq." + plpy.quote_ident(queue.archive_table),
         "persistence": "unlogged" if queue.is_unlogged else "",
         "unlogged": "unlogged" if queue.server_version >= 150000 else "",
+        "identity": "by default" if queue.queue_key else "always",
         "queue_key": primary(queue.queue_key),
         "queue_partitioning": partitioning(queue.queue_key),
         "archive_key": primary(queue.archive_key),

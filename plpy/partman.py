@@ -7,6 +7,9 @@ import plpy
 
 from interface import Error, rows
 
+# What the name of a partition has after that of its table.
+SUFFIX = "^_(p[0-9][0-9_]*|default)$"
+
 
 class Partman(NamedTuple):
     """The installed pg_partman; its schema is quoted."""
@@ -141,11 +144,11 @@ def check_partition_names(tables: List[str], interval: Span) -> None:
             from pg_class
             where relnamespace = 'pgmq'::regnamespace
                 and starts_with(relname, $1)
-                and substr(relname, length($1) + 1) ~ '^_(p[0-9]+(_[0-9_]+)?|default)$'
+                and substr(relname, length($1) + 1) ~ $2
                 and not relispartition
             """,
-            ["text"],
-            [table],
+            ["text", "text"],
+            [table, SUFFIX],
         )
         if taken:
             raise Error(
@@ -153,6 +156,23 @@ def check_partition_names(tables: List[str], interval: Span) -> None:
                 sqlstate="42P07",
                 hint="Choose another name for the queue, or drop what has that name.",
             )
+
+
+def partitioned_table_of(name: str) -> Optional[str]:
+    """The partitioned table that will want this name for a partition."""
+    found = rows(
+        """
+        select relname
+        from pg_class
+        where relnamespace = 'pgmq'::regnamespace
+            and relkind = 'p'
+            and starts_with($1, relname)
+            and substr($1, length(relname) + 1) ~ $2
+        """,
+        ["text", "text"],
+        [name, SUFFIX],
+    )
+    return str(found[0]["relname"]) if found else None
 
 
 def is_managed(partman: Partman, table: str) -> bool:

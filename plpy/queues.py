@@ -6,7 +6,7 @@ import plpy
 
 from compiler import PARTS, Queue, statements
 from interface import Error, rows, run, sql
-from partman import forget_partitions
+from partman import forget_partitions, partitioned_table_of
 
 TABLE_KINDS = ("r", "p")
 
@@ -85,6 +85,14 @@ def check_names(found: Found) -> None:
         if kind not in (None, *TABLE_KINDS):
             raise Error(
                 "the name pgmq.%s is taken by something that cannot be a queue" % plpy.quote_ident(table),
+                sqlstate="42P07",
+                hint="Choose another name for the queue.",
+            )
+        parent = partitioned_table_of(table) if kind is None else None
+        if parent is not None:
+            raise Error(
+                "the name pgmq.%s is kept for a partition of pgmq.%s"
+                % (plpy.quote_ident(table), plpy.quote_ident(parent)),
                 sqlstate="42P07",
                 hint="Choose another name for the queue.",
             )

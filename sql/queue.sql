@@ -7,6 +7,8 @@
 --   @persistence@           "unlogged" or nothing, for the table
 --   @queue_key@, @queue_partitioning@, @archive_key@, @archive_partitioning@
 --                           the columns of the primary keys, and "partition by range (...)" or nothing
+--   @identity@              "always"; in a partitioned queue "by default", since from PostgreSQL 17 on partitions inherit it,
+--                           and pg_partman could not move rows from one to the other
 --   @template@, @archive_template@
 --                           where pg_partman finds what new partitions are to have, see docs/partitions.md
 --   @unlogged@              "unlogged" where the server knows unlogged sequences (PostgreSQL 15), else nothing
@@ -27,7 +29,7 @@
 
 -- @section tables
 create @persistence@ table if not exists @queue@ (
-    msg_id bigint generated always as identity,
+    msg_id bigint generated @identity@ as identity,
     read_ct integer not null default 0,
     enqueued_at timestamptz not null default now(),
     last_read_at timestamptz,

@@ -15,8 +15,8 @@ VERSIONS = os.environ.get("PGMQ_TEST_PARTMAN", "").split()
 BY_ID = ("10", "30")
 BY_TIME = ("1 day", "7 days")
 
-# A schema that has to be quoted: the extension's own is never assumed.
-SCHEMA = '"Part man"'
+# Another than the documentation's: it is never assumed.
+SCHEMA = "parts"
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -134,8 +134,11 @@ def columns(db: psycopg.Connection, table: str) -> list[tuple[str, str, bool, st
 
 
 def test_its_tables_have_the_columns_of_a_plain_queue(db: psycopg.Connection, queue: str, plain: str) -> None:
-    for prefix in ("q_", "a_"):
-        assert columns(db, prefix + queue) == columns(db, prefix + plain)
+    assert columns(db, "a_" + queue) == columns(db, "a_" + plain)
+    (msg_id, *others), (plain_id, *plain_others) = columns(db, "q_" + queue), columns(db, "q_" + plain)
+    assert others == plain_others
+    # By default, not always: see the test of partition_data_proc.
+    assert msg_id == (*plain_id[:3], "d")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,19 @@ def test_without_pg_partman_there_is_a_clear_error(shared_database: Database) ->
     shared_database.close()
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pg_partman_may_be_in_a_schema_that_must_be_quoted(
+    version: str, make_database: Callable[..., Database]
+) -> None:
+    with psycopg.connect(make_database().dsn, autocommit=True) as connection:
+        connection.execute('create schema "Part man"')
+        connection.execute(f"create extension pg_partman schema \"Part man\" version '{version}'")
+        create(connection, "x", *BY_ID)
+        send(connection, "x", 50)
+        assert connection.execute("select pgmq.drop_queue('x')").fetchone() == (True,)
+        assert connection.execute('select from "Part man".part_config').fetchall() == []
+
+
 @pytest.mark.parametrize("name", ["a-b", "a b", 'a"b', "Ünï", "a%s%I", "a\\b", "x_p7", "x_default", "select", "x" * 47])
 def test_names_that_need_care_work_until_partitions_are_dropped(db: psycopg.Connection, name: str) -> None:
     create(db, name, "10", "10", 2)
@@ -253,8 +269,9 @@ def test_no_queue_takes_the_table_of_a_partition_and_no_partition_that_of_a_queu
     db: psycopg.Connection, by_id: str
 ) -> None:
     for call in ("create(%s)", "create_partitioned(%s)"):
-        with error_of(psycopg.errors.DuplicateTable, "is taken"):
-            db.execute("select pgmq." + call, [by_id + "_p10"])
+        for suffix, message in (("_p10", "is taken"), ("_p1000000", "is kept for a partition")):
+            with error_of(psycopg.errors.DuplicateTable, message):
+                db.execute("select pgmq." + call, [by_id + suffix])
     name = unique("parted")
     db.execute("select pgmq.create(%s)", [name + "_p20"])
     with error_of(psycopg.errors.DuplicateTable, f"q_{name}_p20"):
@@ -438,6 +455,28 @@ def test_partitions_by_time_are_made_for_an_idle_queue_too(db: psycopg.Connectio
     assert latest in partitions(db, "q_" + by_time)
 
 
+@pytest.mark.parametrize(
+    ("spans", "enqueued_at"),
+    [(("10", "1000"), "now()"), (("1 day", "70 days"), "now() + i * interval '3 hours'")],
+    ids=["by_id", "by_time"],
+)
+def test_what_fell_into_the_default_partition_can_be_moved(
+    db: psycopg.Connection, spans: tuple[str, str], enqueued_at: str
+) -> None:
+    name = unique("parted")
+    create(db, name, *spans)
+    db.execute(
+        f"insert into pgmq.q_{name} (vt, enqueued_at) select now(), {enqueued_at} from generate_series(1, 77) as i"
+    )
+    assert ids(db, f"select count(*) > 0 from pgmq.q_{name}_default", []) == [True]
+    db.execute(f"call {SCHEMA}.partition_data_proc(%s)", ["pgmq.q_" + name])
+    assert ids(db, f"select count(*) from pgmq.q_{name}_default", []) == [0]
+    maintain(db, "q_" + name)
+    assert ids(db, "select queue_length from pgmq.metrics(%s)", [name]) == [77]
+    assert send(db, name, 1) == [78]
+    db.execute("select pgmq.drop_queue(%s)", [name])
+
+
 def test_new_partitions_have_the_indexes_and_the_storage_settings(db: psycopg.Connection, by_id: str) -> None:
     db.execute("select pgmq.create_fifo_index(%s)", [by_id])
     first = partitions(db, "q_" + by_id)
@@ -600,9 +639,5 @@ def test_the_examples_of_the_documentation_run(version: str, make_database: Call
         connection.execute("set client_min_messages = warning")
         connection.execute("create extension pgmq cascade")
         for block in blocks:
-            connection.execute(
-                block.replace("schema partman;", f"schema partman version '{version}';", 2).replace(
-                    f"create schema partman version '{version}'", "create schema partman"
-                )
-            )
+            connection.execute(block.replace("pg_partman schema", f"pg_partman version '{version}' schema"))
         assert connection.execute("select queue_name from pgmq.meta").fetchall() == [("plain",)]
