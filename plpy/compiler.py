@@ -1,7 +1,7 @@
 """From the description of a queue to its SQL: the templates of sql/queue.sql, filled in."""
 
 import re
-from typing import Dict, Iterable, Match, NamedTuple
+from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional
 
 import plpy
 
@@ -50,8 +50,8 @@ def with_fragments(queue: Queue, text: str) -> str:
     return re.sub(r"^( *)@fragment:(\w+)@", fragment, text, flags=re.M)
 
 
-def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
-    """The SQL that makes these parts of a queue."""
+def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mapping[str, str]] = None) -> str:
+    """The SQL that makes these parts of a queue; `more` are words that only these parts have."""
 
     def own(name: str) -> str:
         return "pgmq." + plpy.quote_ident(queue.stem + "$" + name)
@@ -79,6 +79,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS) -> str:
         "group": GROUP % "",
         "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
     }
+    words.update(more or {})
 
     def word(found: Match[str]) -> str:
         kind, name = found.group(1), found.group(2)

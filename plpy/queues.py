@@ -58,12 +58,16 @@ def find_existing(queue_name: str) -> Found:
     """Look a queue up that must be there."""
     found = find(queue_name)
     if found.kind not in TABLE_KINDS:
-        raise Error(
-            "queue %s does not exist" % plpy.quote_ident(queue_name),
-            sqlstate="42P01",
-            hint="Create it first: select pgmq.create(%s);" % plpy.quote_literal(queue_name),
-        )
+        raise no_such_queue(queue_name)
     return found
+
+
+def no_such_queue(queue_name: str) -> Error:
+    return Error(
+        "queue %s does not exist" % plpy.quote_ident(queue_name),
+        sqlstate="42P01",
+        hint="Create it first: select pgmq.create(%s);" % plpy.quote_literal(queue_name),
+    )
 
 
 def listed_name(queue: Queue) -> Optional[str]:
@@ -248,15 +252,17 @@ def drop_queue(queue_name: str) -> bool:
     if "p" in (found.kind, found.archive_kind):
         templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])
     # Readers touch the sequences before the table: dropped in that order, the two do not wait for each other in a ring.
+    # The functions come last, since a trigger of the table may depend on one.
+    functions = rows(own_functions(found.queue))
     run(
-        "".join("drop function %s;\n" % row["signature"] for row in rows(own_functions(found.queue)))
-        + "".join(
+        "".join(
             "drop sequence if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.stem + "$" + hint)
             for hint in ("sweep", "due", "head")
         )
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
         + "".join("drop table if exists %s;\n" % template for template in templates)
+        + "".join("drop function %s;\n" % row["signature"] for row in functions)
     )
     return True
 

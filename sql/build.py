@@ -15,8 +15,8 @@ import re
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODULES = ("interface", "compiler", "partman", "queues", "partitions")
-SCRIPTS = ("schema", "names", "queues", "messages", "groups")
+MODULES = ("interface", "compiler", "partman", "queues", "partitions", "topics", "notifications")
+SCRIPTS = ("schema", "names", "queues", "messages", "groups", "topics", "notifications")
 
 HEADER = {
     "extension": '\\echo Use "create extension pgmq cascade" to load this file. \\quit\n',

@@ -18,14 +18,18 @@
 --   @fragment:claim@        the fragment of that name from this file, so that functions that differ only in their end
 --                           share the rest without paying for a call
 --
+--   @literal:channel@       where notifications are on, the channel as a string literal
+--   @throttle@              and the least time between two of them, in milliseconds
+--   @owner@                 and the owner of the queue's table, quoted
+--
 -- "$" is refused in queue names, so no table, sequence or function of another queue can have one of these names.
 --
--- How a read finds its messages is told in docs/internals.md. In short: the index "ready" holds what was never read nor
--- delayed, in the order of ids; the index "parked" holds what is in flight, delayed or due again, in the order of vt.
--- Three sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
+-- How a read finds its messages is told in docs/internals.md. In short: the index "ready" holds what was never read
+-- nor delayed, in the order of ids; the index "parked" holds what is in flight, delayed or due again, in the order of
+-- vt. Three sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
 -- written, nothing due was left before the time in "due" (microseconds since 1970), and at the time in "sweep"
--- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. They are hints:
--- a wrong one costs time or up to a second of delay, never a message.
+-- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. They are
+-- hints: a wrong one costs time or up to a second of delay, never a message.
 
 -- @section tables
 create @persistence@ table if not exists @queue@ (
@@ -64,8 +68,8 @@ create index if not exists @index:parked@ on @queue@ (vt) where vt > enqueued_at
 -- @section fifo
 create index if not exists @index:fifo@ on @queue@ ((@group@), msg_id);
 
--- Every message is written twice in its page (sent, read) and then deleted: room for the second row, and a vacuum that
--- comes by the number of dead rows rather than by their share of a table that is usually empty.
+-- Every message is written twice in its page (sent, read) and then deleted: room for the second row, and a vacuum
+-- that comes by the number of dead rows rather than by their share of a table that is usually empty.
 -- @fragment storage
 fillfactor = 70,
 autovacuum_vacuum_threshold = 1000,
@@ -124,8 +128,8 @@ begin
 end
 $do$;
 
--- Plans are kept, often from when the table was empty: they must be index scans then too. The estimates that follow from
--- that must not wake the JIT compiler, and the plan must be the same whatever the parameters.
+-- Plans are kept, often from when the table was empty: they must be index scans then too. The estimates that follow
+-- from that must not wake the JIT compiler, and the plan must be the same whatever the parameters.
 -- @fragment settings
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -150,14 +154,21 @@ case
     else to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision)
 end
 
+-- @fragment check_quantity
+if quantity < 0 then
+    raise exception 'pgmq: qty must not be negative'
+        using errcode = 'invalid_row_count_in_limit_clause',
+            hint = 'NULL means all.';
+end if;
+
 -- @fragment sweep_if_due
 if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
     from_start := not @function:sweep@(moment);
 end if;
 
--- The first ready messages that no other transaction holds, locked; none where something is due again, since they are all
--- there is only while nothing is. The hints stand in subqueries that run once, since a volatile function is no condition
--- for an index, and a subquery costs less than a variable.
+-- The first ready messages that no other transaction holds, locked; none where something is due again, since they are
+-- all there is only while nothing is. The hints stand in subqueries that run once, since a volatile function is no
+-- condition for an index, and a subquery costs less than a variable.
 -- @fragment ready_rows
 from @queue@ as m
 where m.vt <= m.enqueued_at
@@ -181,6 +192,7 @@ for update skip locked
 
 -- Locks the oldest visible messages and leaves them in "claimed", in any order.
 -- @fragment claim
+@fragment:check_quantity@
 if condition is null then
     select array_agg(c.row_id), min(c.msg_id)
     into claimed, lowest
@@ -304,7 +316,8 @@ end if;
 
 -- What the three grouped reads share. In the order of their heads it locks the head of one group after the other, and
 -- with the head the group, until there are "wanted" messages. A group whose first message is invisible, or whose head
--- another transaction holds, gives nothing. With "takes_rest" a group gives what else is visible of it before the next.
+-- another transaction holds, gives nothing. With "takes_rest" a group gives what else is visible of it before the
+-- next.
 -- @fragment group_variables
 moment constant timestamptz := clock_timestamp();
 from_start boolean := false;
@@ -332,6 +345,7 @@ heads bigint[] := '{}';
 claimed @row_type@[] := '{}';
 
 -- @fragment group_claim
+@fragment:check_quantity@
 @fragment:sweep_if_due@
 <<search>>
 while cardinality(claimed) < wanted and not is_last loop
@@ -373,8 +387,9 @@ if random() * 32 < cardinality(claimed) then
     perform @function:advance@(lowest, size, moment);
 end if;
 
--- With the index: walk the visible messages by id, a chunk at a time. The first of a group is its head unless the index
--- knows one before it. Where much is visible of groups that give nothing, go from group to group in the index instead.
+-- With the index: walk the visible messages by id, a chunk at a time. The first of a group is its head unless the
+-- index knows one before it. Where much is visible of groups that give nothing, go from group to group in the index
+-- instead.
 -- @fragment group_candidates_indexed
 if walked = 0 then
     head := case when from_start then 0 else coalesce(pg_sequence_last_value(@literal:head@), 0) end;
@@ -666,8 +681,8 @@ declare
     @fragment:group_variables@
 begin
     @fragment:group_claim@
-    -- Everybody has one: deal the second messages, the third ones, ... Other reads may take them meanwhile, so they are
-    -- locked before they count.
+    -- Everybody has one: deal the second messages, the third ones, ... Other reads may take them meanwhile, so they
+    -- are locked before they count.
     if cardinality(groups) between 1 and wanted - 1 then
         select array_agg(d.row_id order by d.turn, d.seat), array_agg(d.msg_id order by d.turn, d.seat)
         into rest, dealt
@@ -836,8 +851,9 @@ begin
 end
 $function$;
 
--- Moves the hints up to what a read has just found: no ready message was free below "lowest". The margin is for messages
--- whose ids are lower and whose transactions commit or roll back a little later; what is later still waits for a sweep.
+-- Moves the hints up to what a read has just found: no ready message was free below "lowest". The margin is for
+-- messages whose ids are lower and whose transactions commit or roll back a little later; what is later still waits
+-- for a sweep.
 create or replace function @function:advance@(lowest bigint, margin bigint, moment timestamptz)
 returns void
 language plpgsql
@@ -867,8 +883,9 @@ begin
 end
 $function$;
 
--- Looks for messages that the hints hide, and lowers the hints to them. It is due once a second, and later where it took
--- long, so that it takes no more than a tenth of the time. Returns whether the hints may be relied on by this session.
+-- Looks for messages that the hints hide, and lowers the hints to them. It is due once a second, and later where it
+-- took long, so that it takes no more than a tenth of the time. Returns whether the hints may be relied on by this
+-- session.
 create or replace function @function:sweep@(moment timestamptz)
 returns boolean
 language plpgsql
@@ -946,8 +963,8 @@ begin
 end
 $function$;
 
--- SECURITY DEFINER, so that whoever may read the queue can keep its hints without a grant on the sequences. The caller
--- is the session's role: one that may not read the queue changes nothing.
+-- SECURITY DEFINER, so that whoever may read the queue can keep its hints without a grant on the sequences. The
+-- caller is the session's role: one that may not read the queue changes nothing.
 create or replace function @function:owner_hint@(new_head bigint, new_due bigint, new_sweep bigint)
 returns boolean
 language plpgsql
@@ -966,3 +983,80 @@ begin
     return true;
 end
 $function$;
+
+-- @section notify_memory
+-- When an insert last notified (microseconds since 1970), and the transaction that did. Sequences, since no sender
+-- may wait for another's transaction: nothing is locked, and no row versions pile up.
+create @unlogged@ sequence if not exists @sequence:notified@;
+create @unlogged@ sequence if not exists @sequence:notifier@;
+alter sequence @sequence:notified@ owner to @owner@;
+alter sequence @sequence:notifier@ owner to @owner@;
+alter sequence @sequence:notified@ owned by @queue@.vt;
+alter sequence @sequence:notifier@ owned by @queue@.vt;
+grant select on @sequence:notified@ to public;
+
+-- @section notify
+select setval(@literal:notified@, 1, false), setval(@literal:notifier@, 1, false);
+
+-- SECURITY DEFINER, so that whoever may insert needs no privilege on the sequences, with which it could silence
+-- others.
+create or replace function @function:notify@()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    moment constant bigint := date_part('epoch', clock_timestamp()) * 1000000;
+    throttle constant bigint := @throttle@ * 1000::bigint;
+    notifier bigint;
+    current_id bigint;
+    ahead bigint;
+begin
+    if tg_relid <> @literal:queue@::regclass then
+        return null;
+    end if;
+
+    -- Only a notification that has been committed may stand for this one: another might never be sent. The time is
+    -- read before the transaction and written after it, so that the transaction is never older than the time.
+    if throttle > 0 and pg_sequence_last_value(@literal:notified@) between moment - throttle and moment then
+        notifier := pg_sequence_last_value(@literal:notifier@);
+        if notifier < pg_snapshot_xmax(pg_current_snapshot())::text::bigint then
+            if pg_xact_status(notifier::text::xid8) = 'committed' then
+                return null;
+            end if;
+        end if;
+    end if;
+
+    perform pg_notify(@literal:channel@, '');
+    if throttle = 0 then
+        perform setval(@literal:notified@, moment);
+        return null;
+    end if;
+
+    -- The transaction that counts may be a savepoint's, which rolls back by itself: the row just inserted has its id,
+    -- as 32 bits. A session that has never drawn an id for a message, as in a restore, leaves no trace.
+    current_id := pg_current_xact_id()::text::bigint;
+    begin
+        select (q.xmin::text::bigint - current_id) & 4294967295
+        into ahead
+        from @queue@ as q
+        where q.msg_id = currval(pg_get_serial_sequence(@literal:queue@, 'msg_id'));
+    exception
+        when object_not_in_prerequisite_state then
+            return null;
+    end;
+    if ahead < 2147483648 then
+        perform setval(@literal:notifier@, current_id + ahead);
+        perform setval(@literal:notified@, moment);
+    end if;
+    return null;
+end
+$function$;
+alter function @function:notify@() owner to @owner@;
+comment on function @function:notify@() is 'Made by pgmq.enable_notify_insert: notifies of inserts into the queue.';
+
+-- @section notify_trigger
+create trigger notify_insert
+after insert on @queue@
+for each statement execute function @function:notify@();

@@ -53,9 +53,9 @@ begin
 end
 $function$;
 comment on function pgmq.metrics(text) is
-'Returns the figures of a queue: messages, and how many of them are visible; age of the newest and the oldest in seconds;
-messages ever sent; the time of the scrape; for a partitioned queue the planner''s estimate of rows in its default partitions.
-It counts the rows of the table. Errors: 42P01 no such queue.
+'Returns the figures of a queue: messages, and how many of them are visible; age of the newest and the oldest in
+seconds; messages ever sent; the time of the scrape; for a partitioned queue the planner''s estimate of rows in its
+default partitions. It counts the rows of the table. Errors: 42P01 no such queue.
 Privileges: SELECT on the queue table and on its sequence pgmq.q_<queue>_msg_id_seq, as pg_monitor has.';
 
 create function pgmq.metrics_all()

@@ -43,5 +43,44 @@ comment on table pgmq.meta is 'One row a queue, with the name as it was given.';
 grant all on table pgmq.meta to @extowner@ with grant option;
 select pg_catalog.pg_extension_config_dump('pgmq.meta', '');
 
+create table pgmq.topic_bindings (
+    pattern text not null,
+    queue_name text not null references pgmq.meta (queue_name) on delete cascade,
+    bound_at timestamptz not null default now(),
+    compiled_regex text generated always as (
+        '^' || replace(replace(replace(pattern, '.', '\.'), '*', '[^.]+'), '#', '.*') || '$'
+    ) stored,
+    primary key (pattern, queue_name)
+);
+create index on pgmq.topic_bindings (queue_name);
+comment on table pgmq.topic_bindings is
+'One row for each pattern bound to a queue. It can be edited directly: what is committed counts at once.';
+comment on column pgmq.topic_bindings.compiled_regex is 'The pattern as a regular expression.';
+grant all on table pgmq.topic_bindings to @extowner@;
+select pg_catalog.pg_extension_config_dump('pgmq.topic_bindings', '');
+
+create table pgmq.topic_version (
+    version uuid primary key default gen_random_uuid(),
+    is_open boolean not null
+)
+with (autovacuum_vacuum_threshold = 50, autovacuum_vacuum_scale_factor = 0);
+comment on table pgmq.topic_version is
+'Internal: stands for the contents of pgmq.topic_bindings; docs/topics.md says how. Its triggers keep it.';
+-- Who may read the bindings needs it, and it tells nothing.
+grant select on table pgmq.topic_version to public;
+
+create table pgmq.notify_insert_throttle (
+    queue_name character varying primary key references pgmq.meta (queue_name) on delete cascade,
+    throttle_interval_ms integer not null default 0 check (throttle_interval_ms >= 0),
+    last_notified_at timestamptz not null default to_timestamp(0)
+);
+comment on table pgmq.notify_insert_throttle is
+'One row for each queue that notifies. Change it with enable_notify_insert, update_notify_insert and
+disable_notify_insert: the queue''s own trigger function carries the throttle, and the time of the last notification,
+too.';
+comment on column pgmq.notify_insert_throttle.last_notified_at is 'Not kept here: see list_notify_insert_throttles.';
+grant all on table pgmq.notify_insert_throttle to @extowner@;
+select pg_catalog.pg_extension_config_dump('pgmq.notify_insert_throttle', '');
+
 grant usage on schema pgmq to pg_monitor;
-grant select on table pgmq.meta to pg_monitor;
+grant select on table pgmq.meta, pgmq.topic_bindings, pgmq.notify_insert_throttle to pg_monitor;

@@ -34,7 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     try:
         installation = servers.get_major(config.option.major) if config.option.major else servers.newest()
-        context = servers.cluster(installation, max_connections=200, track_functions="all")
+        # Some clients know TCP alone.
+        reached = {"listen_addresses": "127.0.0.1", "port": servers.free_port()}
+        context = servers.cluster(installation, max_connections=200, track_functions="all", **reached)
         cluster = context.__enter__()
         os.environ["PGMQ_TEST_PARTMAN"] = " ".join(install_partman(config, cluster.installation))
     except servers.Missing as missing:

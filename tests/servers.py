@@ -20,6 +20,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -370,20 +371,28 @@ def unprivileged() -> dict[str, object]:
     raise Missing("a server does not run as root, and there is no user postgres or nobody")
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """A running throwaway cluster, reached through a socket in its directory."""
 
     installation: Installation
     directory: pathlib.Path
+    port: int = 5432
     superuser: str = "postgres"
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PGHOST": str(self.directory), "PGPORT": "5432", "PGUSER": self.superuser}
+        return {**os.environ, "PGHOST": str(self.directory), "PGPORT": str(self.port), "PGUSER": self.superuser}
 
     def dsn(self, database: str = "postgres") -> str:
-        return f"host={self.directory} port=5432 user={self.superuser} dbname={database}"
+        return f"host={self.directory} port={self.port} user={self.superuser} dbname={database}"
 
 
 @contextlib.contextmanager
@@ -394,6 +403,7 @@ def cluster(installation: Installation, **settings: object) -> Iterator[Cluster]
     """
     settings = {
         "listen_addresses": "",
+        "port": Cluster.port,
         "fsync": "off",
         "full_page_writes": "off",
         "max_connections": 100,
@@ -431,7 +441,7 @@ def cluster(installation: Installation, **settings: object) -> Iterator[Cluster]
         told = keeper.stdout.readline().strip()
         if told != "ready":
             raise Missing(f"the server of {installation.bin} did not start: {told}")
-        yield Cluster(copy, directory)
+        yield Cluster(copy, directory, settings["port"])
     finally:
         keeper.stdin.close()
         keeper.wait()

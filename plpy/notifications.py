@@ -1,0 +1,159 @@
+"""Notifications of inserts: turned on, changed, turned off."""
+
+from typing import NamedTuple, Optional, Sequence
+
+import plpy
+
+from compiler import Queue, statements
+from interface import Error, rows, run, sql
+from queues import TABLE_KINDS, find, listed_name, no_such_queue
+
+
+class Listed(NamedTuple):
+    """A queue with its name as pgmq.meta has it, of which the channel is made."""
+
+    queue: Queue
+    name: str
+
+
+def find_listed(queue_name: str) -> Optional[Listed]:
+    found = find(queue_name)
+    name = listed_name(found.queue)
+    return Listed(found.queue, name) if name is not None and found.kind in TABLE_KINDS else None
+
+
+def queue_that_exists(queue_name: str) -> Listed:
+    found = find_listed(queue_name)
+    if found is None:
+        raise no_such_queue(queue_name)
+    return found
+
+
+def check_throttle(throttle_interval_ms: Optional[int]) -> None:
+    if throttle_interval_ms is None:
+        raise Error("throttle_interval_ms must not be NULL", sqlstate="22004")
+    if throttle_interval_ms < 0:
+        raise Error(
+            "throttle_interval_ms must not be negative, got: %d" % throttle_interval_ms,
+            sqlstate="22023",
+            hint="It is in milliseconds, 0 to notify of every insert.",
+        )
+
+
+def table_of(found: Listed) -> str:
+    return "pgmq." + plpy.quote_ident(found.queue.queue_table)
+
+
+def make(found: Listed, parts: Sequence[str], throttle_interval_ms: int) -> None:
+    """Make these parts of the queue; "notify" is the trigger function, which remembers no notification then."""
+    # A channel has at most 63 bytes, and LISTEN cuts a longer name in the same way.
+    row = rows(
+        """
+        select ('pgmq.q_' || $1 || '.INSERT')::name::text as channel, pg_get_userbyid(relowner)::text as owner
+        from pg_class
+        where oid = $2::regclass
+        """,
+        ["text", "text"],
+        [found.name, table_of(found)],
+    )[0]
+    more = {
+        "literal:channel": plpy.quote_literal(row["channel"]),
+        "throttle": str(throttle_interval_ms),
+        "owner": plpy.quote_ident(row["owner"]),
+    }
+    run(statements(found.queue, parts, more))
+
+
+def drop_other_triggers(found: Listed) -> str:
+    """The SQL that drops the triggers of another version."""
+    return "".join(
+        "drop trigger %s on %s;\n" % (plpy.quote_ident(row["name"]), table_of(found))
+        for row in rows(
+            """
+            select tgname as name
+            from pg_trigger
+            where tgrelid = $1::regclass
+                and tgfoid = 'pgmq.notify_queue_listeners'::regproc
+                and tgparentid = 0
+            """,
+            ["text"],
+            [table_of(found)],
+        )
+    )
+
+
+@sql(
+    "enable_notify_insert(queue_name text, throttle_interval_ms integer default 250) returns void",
+    "set client_min_messages = warning",
+)
+def enable_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
+    """Makes inserts into a queue notify the channel pgmq.q_<name>.INSERT, the name spelled as pgmq.meta has it.
+
+    A statement that inserts notifies once, when its transaction commits, and not if another did so less than
+    throttle_interval_ms milliseconds before, 0 for always; docs/notifications.md says what a listener can rely on. The
+    name of a channel has at most 63 bytes, so that of a long queue name is cut there, as LISTEN does by itself.
+    Where it is on already, the throttle is changed. It waits for transactions that have sent to the queue.
+    Errors: 42P01 no such queue, 22004 NULL, 22023 a negative throttle. Privileges: owner of the queue table, CREATE on
+    schema pgmq, SELECT on pgmq.meta, SELECT, INSERT and UPDATE on pgmq.notify_insert_throttle.
+    """
+    check_throttle(throttle_interval_ms)
+    found = queue_that_exists(queue_name)
+    rows(
+        """
+        insert into pgmq.notify_insert_throttle (queue_name, throttle_interval_ms)
+        values ($1, $2)
+        on conflict (queue_name) do update set throttle_interval_ms = excluded.throttle_interval_ms
+        """,
+        ["text", "integer"],
+        [found.name, throttle_interval_ms],
+    )
+    is_on = rows(
+        "select from pg_trigger where tgrelid = $1::regclass and tgname = 'notify_insert'", ["text"], [table_of(found)]
+    )
+    make(found, ["notify"] if is_on else ["notify_memory", "notify", "notify_trigger"], throttle_interval_ms)
+    run(drop_other_triggers(found))
+
+
+@sql(
+    "update_notify_insert(queue_name text, throttle_interval_ms integer) returns void",
+    "set client_min_messages = warning",
+)
+def update_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
+    """Changes the throttle of a queue that notifies of inserts, in milliseconds, and starts it afresh.
+
+    Errors: 42P01 no such queue, 55000 a queue that does not notify, 22004 NULL, 22023 a negative throttle.
+    Privileges: as enable_notify_insert.
+    """
+    check_throttle(throttle_interval_ms)
+    found = queue_that_exists(queue_name)
+    if not rows(
+        "update pgmq.notify_insert_throttle set throttle_interval_ms = $2 where queue_name = $1 returning queue_name",
+        ["text", "integer"],
+        [found.name, throttle_interval_ms],
+    ):
+        raise Error(
+            "queue %s does not notify of inserts" % plpy.quote_ident(found.name),
+            sqlstate="55000",
+            hint="Enable it first: select pgmq.enable_notify_insert(%s);" % plpy.quote_literal(found.name),
+        )
+    make(found, ["notify"], throttle_interval_ms)
+
+
+@sql("disable_notify_insert(queue_name text) returns void", "set client_min_messages = warning")
+def disable_notify_insert(queue_name: str) -> None:
+    """Makes inserts into a queue notify no more. Where they did not, or there is no such queue, nothing is done.
+
+    Errors: as validate_queue_name. Privileges: owner of the queue table, SELECT on pgmq.meta, SELECT and DELETE on
+    pgmq.notify_insert_throttle.
+    """
+    found = find_listed(queue_name)
+    if found is None:
+        return
+    rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
+    own = "pgmq." + plpy.quote_ident(found.queue.stem + "$%s")
+    run(
+        drop_other_triggers(found)
+        + "drop trigger if exists notify_insert on %s;\n" % table_of(found)
+        + "drop function if exists %s();\n" % (own % "notify")
+        + "drop sequence if exists %s, %s;\n" % (own % "notified", own % "notifier")
+    )
