@@ -5,6 +5,12 @@
 --   @sequence:head@         the queue's own sequence, likewise
 --   @literal:head@          the same as a string literal
 --   @persistence@           "unlogged" or nothing, for the table
+--   @queue_key@, @queue_partitioning@, @archive_key@, @archive_partitioning@
+--                           the columns of the primary keys, and "partition by range (...)" or nothing
+--   @identity@              "always"; in a partitioned queue "by default", since from PostgreSQL 17 on partitions inherit it,
+--                           and pg_partman could not move rows from one to the other
+--   @template@, @archive_template@
+--                           where pg_partman finds what new partitions are to have, see docs/partitions.md
 --   @unlogged@              "unlogged" where the server knows unlogged sequences (PostgreSQL 15), else nothing
 --   @row_id@, @row_type@    what a row is found by again in the same transaction: its ctid, which is the quickest; in a
 --                           partitioned queue its msg_id, since a ctid is unique only within one partition
@@ -27,25 +33,30 @@
 
 -- @section tables
 create @persistence@ table if not exists @queue@ (
-    msg_id bigint primary key generated always as identity,
+    msg_id bigint generated @identity@ as identity,
     read_ct integer not null default 0,
     enqueued_at timestamptz not null default now(),
     last_read_at timestamptz,
     vt timestamptz not null,
     message jsonb,
-    headers jsonb
-);
+    headers jsonb,
+    primary key (@queue_key@)
+)
+@queue_partitioning@;
 
+-- @section archive
 create table if not exists @archive@ (
-    msg_id bigint primary key,
+    msg_id bigint not null,
     read_ct integer not null default 0,
     enqueued_at timestamptz not null default now(),
     last_read_at timestamptz,
     archived_at timestamptz not null default now(),
     vt timestamptz not null,
     message jsonb,
-    headers jsonb
-);
+    headers jsonb,
+    primary key (@archive_key@)
+)
+@archive_partitioning@;
 
 create index if not exists @index:archived@ on @archive@ (archived_at);
 
@@ -57,15 +68,51 @@ create index if not exists @index:parked@ on @queue@ (vt) where vt > enqueued_at
 -- @section fifo
 create index if not exists @index:fifo@ on @queue@ ((@group@), msg_id);
 
--- @section settings
 -- Every message is written twice in its page (sent, read) and then deleted: room for the second row, and a vacuum
 -- that comes by the number of dead rows rather than by their share of a table that is usually empty.
+-- @fragment storage
+fillfactor = 70,
+autovacuum_vacuum_threshold = 1000,
+autovacuum_vacuum_scale_factor = 0.05,
+autovacuum_vacuum_cost_delay = 0
+
+-- @section settings
 alter table @queue@ set (
-    fillfactor = 70,
-    autovacuum_vacuum_threshold = 1000,
-    autovacuum_vacuum_scale_factor = 0.05,
-    autovacuum_vacuum_cost_delay = 0
+    @fragment:storage@
 );
+
+-- A partitioned table has no storage of its own: its partitions have.
+-- @section partition_settings
+do $do$
+declare
+    partition regclass;
+begin
+    for partition in
+        select relid
+        from pg_partition_tree(@literal:queue@)
+        where isleaf
+    loop
+        execute format(
+            $alter$
+                alter table %s set (
+                    @fragment:storage@
+                )
+            $alter$,
+            partition
+        );
+    end loop;
+end
+$do$;
+
+-- @section template
+create table if not exists @template@ (like @queue@);
+
+alter table @template@ set (
+    @fragment:storage@
+);
+
+-- @section archive_template
+create table if not exists @archive_template@ (like @archive@);
 
 -- @section hints
 create @unlogged@ sequence if not exists @sequence:head@ owned by @queue@.vt;
