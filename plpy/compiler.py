@@ -5,7 +5,14 @@ from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional
 
 import plpy
 
-TEMPLATES = "@file:queue.sql@"
+TEMPLATES = "\n".join(
+    (
+        "@file:queue.sql@",
+        "@file:queue_read.sql@",
+        "@file:queue_groups.sql@",
+        "@file:queue_notify.sql@",
+    )
+)
 
 # What create makes, in this order; compile makes all but the two tables.
 PARTS = ("tables", "archive", "indexes", "settings", "hints", "privileges", "functions")
@@ -31,11 +38,11 @@ class Queue(NamedTuple):
 
 
 def template(kind: str, name: str) -> str:
-    """The text of a section or fragment of the templates."""
-    found = re.search(r"^-- @%s %s\n(.*?)(?=^-- @(?:section|fragment) |\Z)" % (kind, name), TEMPLATES, re.M | re.S)
-    if found is None:
+    """The text of a fragment, or of all sections of a name. A comment before the next one's name is the next one's."""
+    found = re.findall(r"^-- @%s %s\n(.*?)(?=^-- @(?:section|fragment) |\Z)" % (kind, name), TEMPLATES, re.M | re.S)
+    if not found:
         raise KeyError("no %s %s" % (kind, name))
-    return found.group(1).rstrip("\n")
+    return "\n\n".join(re.sub(r"\n\n(--[^\n]*\n)+\Z", "", text).rstrip("\n") for text in found)
 
 
 def with_fragments(queue: Queue, text: str) -> str:
