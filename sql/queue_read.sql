@@ -61,7 +61,7 @@ limit case
 end
 for update skip locked
 
--- Locks the oldest visible messages and leaves them in "claimed", in any order.
+-- Locks the first ready messages and leaves them in "claimed".
 -- @fragment claim
 @fragment:check_quantity@
 if condition is null then
@@ -72,7 +72,6 @@ if condition is null then
         @fragment:ready_rows@
     ) as c;
 end if;
-@fragment:claim_due@
 
 -- @fragment return_one
 if found then
@@ -82,8 +81,8 @@ if found then
     return next;
     return;
 end if;
-@fragment:claim_due@
 
+-- Where that gave nothing, something may be due again: locks the oldest visible messages of both kinds, in any order.
 -- @fragment claim_due
 if claimed is null then
     due :=
@@ -223,6 +222,7 @@ begin
     else
         @fragment:claim@
     end if;
+    @fragment:claim_due@
     return query
         @fragment:changed@
         order by c.msg_id;
@@ -250,6 +250,7 @@ begin
     else
         @fragment:claim@
     end if;
+    @fragment:claim_due@
     return query
         with removed as (
             delete from @queue@ as q
