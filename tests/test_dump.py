@@ -637,3 +637,69 @@ def test_bindings_and_throttles_need_their_queue_and_go_with_it(db: psycopg.Conn
     call(db, "drop_queue", queue)
     for table in tables:
         assert db.execute(f"select count(*) from pgmq.{table} where lower(queue_name) = %s", [queue]).fetchone() == (0,)
+
+
+# A dump does not name the version of an extension: this is the one that the restore creates.
+@pytest.mark.parametrize("partman", os.environ.get("PGMQ_TEST_PARTMAN", "").split()[-1:])
+@pytest.mark.parametrize("interval", [("10", "1000"), ("1 day", "7 days")], ids=["by_id", "by_time"])
+def test_partitioned_queues(
+    server: Server,
+    make_database: Callable[..., Database],
+    tmp_path: pathlib.Path,
+    partman: str,
+    interval: tuple[str, str],
+) -> None:
+    original, restored = make_database(), make_database(extension=False)
+    with original.connect() as connection:
+        connection.execute("create schema parts")
+        connection.execute(f"create extension pg_partman schema parts version '{partman}'")
+        connection.execute("select pgmq.create_partitioned('parted', %s, %s)", interval)
+        connection.execute("select pgmq.send_batch('parted', array_fill('{}'::jsonb, array[25]))")
+        call(connection, "read", "parted", 3600, 2)
+        connection.execute("select pgmq.archive('parted', 3)")
+        configured = connection.execute("select parent_table from parts.part_config order by 1").fetchall()
+        assert configured != []
+    server.run("pg_dump", original.name, "--format=custom", "--file", tmp_path / "dump")
+    server.run("pg_restore", restored.name, "--exit-on-error", "--jobs=4", tmp_path / "dump")
+    with restored.connect() as connection:
+        assert connection.execute("select parent_table from parts.part_config order by 1").fetchall() == configured
+        assert call(connection, "send", "parted", "{}") == [(26,)]
+        assert [row.msg_id for row in call(connection, "read", "parted", 0, 100)] == [*range(4, 27)]
+        connection.execute("select pgmq.archive('parted', array[1, 4])")
+        assert connection.execute("select msg_id from pgmq.a_parted order by 1").fetchall() == [(1,), (3,), (4,)]
+        connection.execute("call parts.run_maintenance_proc()")
+        assert call(connection, "drop_queue", "parted") == [(True,)]
+        assert connection.execute("select count(*) from parts.part_config").fetchone() == (0,)
+        left = "select count(*) from pg_class where relnamespace = 'pgmq'::regnamespace and relname ~ 'parted'"
+        assert connection.execute(left).fetchone() == (0,)
+    original.close()
+    restored.close()
+
+
+def test_an_owner_of_the_database_restores_where_a_superuser_has_created_plpython3u(
+    server: Server, make_database: Callable[..., Database], make_role: Callable[..., str], tmp_path: pathlib.Path
+) -> None:
+    owner = make_role()
+    original, restored = make_database(extension=False, owner=owner), make_database(extension=False, owner=owner)
+    for database in (original, restored):
+        database.connect().execute("create extension plpython3u")
+        database.close()
+    as_owner = dataclasses.replace(server, dsn=psycopg.conninfo.make_conninfo(server.dsn, user=owner))
+    with as_owner.connect(original.name) as connection:
+        connection.execute("create extension pgmq")
+        make_queues(connection)
+        fill(connection)
+        connection.execute("grant usage on schema pgmq to pg_monitor")
+        expected = dumped(connection, "pg_monitor")
+    as_owner.run("pg_dump", original.name, "--format=custom", "--file", tmp_path / "dump")
+    told = as_owner.run("pg_restore", restored.name, tmp_path / "dump", fails=True)
+    assert told.count("error:") == 1
+    assert "must be owner of extension plpython3u" in told
+    with as_owner.connect(restored.name) as connection:
+        found = dumped(connection, "pg_monitor")
+        for name in expected:
+            assert found[name] == expected[name], name
+        assert call(connection, "send", "orders", "{}") == [(203,)]
+        assert [row.msg_id for row in call(connection, "read", "orders", 0, 100)] == [*range(195, 201), 203]
+        for queue in QUEUES:
+            assert call(connection, "drop_queue", queue) == [(True,)]
