@@ -25,6 +25,8 @@ class Queue(NamedTuple):
     is_partitioned: bool
     has_fifo_index: bool
     server_version: int
+    # Of the queue table, quoted.
+    owner: str
 
 
 def template(kind: str, name: str) -> str:
@@ -61,6 +63,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         "row_id": "msg_id" if queue.is_partitioned else "ctid",
         "row_type": "bigint" if queue.is_partitioned else "tid",
         "group": GROUP % "",
+        "owner": queue.owner,
         "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
     }
     words.update(more or {})
