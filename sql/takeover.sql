@@ -82,12 +82,14 @@ end
 $do$;
 
 -- All locks at once or none: a session that has used one queue and is about to use another must not wait for this one
--- while this one waits for it. Half of deadlock_timeout is when neither has been taken for a deadlock.
+-- while this one waits for it. Half of deadlock_timeout is when neither has been taken for a deadlock. It tries for a
+-- minute, or for lock_timeout where that is set.
 do $do$
 declare
     usual_timeout constant text := current_setting('lock_timeout');
     patience constant interval := current_setting('deadlock_timeout')::interval / 2;
-    give_up constant timestamptz := clock_timestamp() + interval '1 minute';
+    give_up constant timestamptz := clock_timestamp()
+        + coalesce(nullif(usual_timeout::interval, interval '0'), interval '1 minute');
     pause_begins timestamptz;
     locked text;
 begin
@@ -117,9 +119,9 @@ begin
         exception
             when lock_not_available then
                 if clock_timestamp() > give_up then
-                    raise exception 'pgmq: table % has been in use for a minute', locked
+                    raise exception 'pgmq: table % is in use', locked
                         using errcode = 'lock_not_available',
-                            hint = 'Nothing has been changed. pg_locks says which transactions hold it; '
+                            hint = 'Nothing has been changed. See pg_locks for the transactions that hold it; '
                                 'update again when they have ended.';
                 end if;
         end;
@@ -254,7 +256,13 @@ begin
     for dropped in
         select p.oid::regprocedure::text as signature,
             (
-                select string_agg(distinct pg_describe_object(u.classid, coalesce(r.ev_class, u.objid), 0), ', ')
+                select string_agg(
+                    distinct case
+                        when r.oid is null then pg_describe_object(u.classid, u.objid, 0)
+                        else pg_describe_object('pg_class'::regclass, r.ev_class, 0)
+                    end,
+                    ', '
+                )
                 from pg_depend as u
                 left join pg_rewrite as r on u.classid = 'pg_rewrite'::regclass and r.oid = u.objid
                 where u.refclassid = 'pg_proc'::regclass
