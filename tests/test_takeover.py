@@ -96,7 +96,9 @@ def test_a_queue_taken_over_is_dropped_with_all_that_it_has(reference: Database)
     for name in ("plain", "Upper Case", LONG):
         call(db, "create", name)
         call(db, "create_fifo_index", name)
-        call(db, "enable_notify_insert", name)
+        # The reference does not find a queue whose table's name it has cut.
+        if name != LONG:
+            call(db, "enable_notify_insert", name)
     db.execute(UPDATE)
     for name in ("plain", "Upper Case", LONG):
         every_verb(db, name)
@@ -157,14 +159,11 @@ def test_roles_with_grants_need_no_new_ones_and_dumps_keep_them(reference: Datab
     every_verb_of_a_role(reference.connect(role))
     # What a dump leaves out, since CREATE EXTENSION is thought to bring it.
     of_the_extension = """
-        select objoid, objsubid, initprivs::text
+        select pg_describe_object(classoid, objoid, objsubid), initprivs::text
         from pg_init_privs
-        where classoid in ('pg_class'::regclass, 'pg_namespace'::regclass, 'pg_proc'::regclass)
-            and privtype = 'e'
-            and (classoid, objoid) <> ('pg_class'::regclass, to_regclass('pgmq.topic_version'))
-            and (classoid, objoid) <> (
-                'pg_proc'::regclass,
-                coalesce(to_regprocedure('pgmq._change_topic_version()'), 0::regprocedure)
+        where privtype = 'e'
+            and pg_describe_object(classoid, objoid, objsubid) not in (
+                'table pgmq.topic_version', 'function pgmq._change_topic_version()'
             )
     """
     before = set(db.execute(of_the_extension))
