@@ -5,10 +5,17 @@ from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional
 
 import plpy
 
-TEMPLATES = "@file:queue.sql@"
+TEMPLATES = "\n".join(
+    (
+        "@file:queue.sql@",
+        "@file:queue_read.sql@",
+        "@file:queue_groups.sql@",
+        "@file:queue_notify.sql@",
+    )
+)
 
-# What create makes, in this order; compile makes all but the tables.
-PARTS = ("tables", "indexes", "settings", "hints", "privileges", "functions")
+# What create makes, in this order; compile makes all but the two tables.
+PARTS = ("tables", "archive", "indexes", "settings", "hints", "privileges", "functions")
 
 # A group as a number: small in the index, whatever the header's length. Messages without the header share the group 0;
 # should two groups ever have one number, they are read as one.
@@ -27,14 +34,17 @@ class Queue(NamedTuple):
     server_version: int
     # Of the queue table, quoted.
     owner: str
+    # The columns that new tables are partitioned by: none, the id or a time.
+    queue_key: str = ""
+    archive_key: str = ""
 
 
 def template(kind: str, name: str) -> str:
-    """The text of a section or fragment of the templates."""
-    found = re.search(r"^-- @%s %s\n(.*?)(?=^-- @(?:section|fragment) |\Z)" % (kind, name), TEMPLATES, re.M | re.S)
-    if found is None:
+    """The text of a fragment, or of all sections of a name. A comment before the next one's name is the next one's."""
+    found = re.findall(r"^-- @%s %s\n(.*?)(?=^-- @(?:section|fragment) |\Z)" % (kind, name), TEMPLATES, re.M | re.S)
+    if not found:
         raise KeyError("no %s %s" % (kind, name))
-    return found.group(1).rstrip("\n")
+    return "\n\n".join(re.sub(r"\n\n(--[^\n]*\n)+\Z", "", text).rstrip("\n") for text in found)
 
 
 def with_fragments(queue: Queue, text: str) -> str:
@@ -55,11 +65,24 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
     def own(name: str) -> str:
         return "pgmq." + plpy.quote_ident(queue.stem + "$" + name)
 
+    def primary(key: str) -> str:
+        return "msg_id" if key in ("", "msg_id") else "msg_id, " + key
+
+    def partitioning(key: str) -> str:
+        return "partition by range (%s)" % key if key else ""
+
     words: Dict[str, str] = {
         "queue": "pgmq." + plpy.quote_ident(queue.queue_table),
         "archive": "pgmq." + plpy.quote_ident(queue.archive_table),
         "persistence": "unlogged" if queue.is_unlogged else "",
         "unlogged": "unlogged" if queue.server_version >= 150000 else "",
+        "identity": "by default" if queue.queue_key else "always",
+        "queue_key": primary(queue.queue_key),
+        "queue_partitioning": partitioning(queue.queue_key),
+        "archive_key": primary(queue.archive_key),
+        "archive_partitioning": partitioning(queue.archive_key),
+        "template": own("template"),
+        "archive_template": own("a_template"),
         "row_id": "msg_id" if queue.is_partitioned else "ctid",
         "row_type": "bigint" if queue.is_partitioned else "tid",
         "group": GROUP % "",
@@ -80,5 +103,6 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
             return plpy.quote_ident(queue.stem + "$" + name)
         return own(name)
 
-    text = "\n".join(with_fragments(queue, template("section", part)) for part in parts)
+    variants = {"settings": "partition_settings"} if queue.is_partitioned else {}
+    text = "\n".join(with_fragments(queue, template("section", variants.get(part, part))) for part in parts)
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)

@@ -6,6 +6,7 @@ import plpy
 
 from compiler import PARTS, Queue, statements
 from interface import Error, rows, run, sql
+from partman import forget_partitions, partitioned_table_of
 
 TABLE_KINDS = ("r", "p")
 
@@ -27,10 +28,10 @@ def find(queue_name: str) -> Found:
             n.archive_table,
             pgmq._stem($1) as stem,
             current_setting('server_version_num')::integer as server_version,
-            q.relkind::text as kind,
+            case when q.relispartition then 'partition' else q.relkind::text end as kind,
             coalesce(q.relpersistence = 'u', false) as is_unlogged,
             coalesce(quote_ident(pg_get_userbyid(q.relowner)), 'current_user') as owner,
-            a.relkind::text as archive_kind,
+            case when a.relispartition then 'partition' else a.relkind::text end as archive_kind,
             to_regclass('pgmq.' || quote_ident(pgmq._stem($1) || '$fifo')) is not null as has_fifo_index
         from (
             select pgmq.format_table_name($1, 'q') as queue_table,
@@ -81,26 +82,43 @@ def listed_name(queue: Queue) -> Optional[str]:
     return str(listed[0]["queue_name"]) if listed else None
 
 
-def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
-    found = find(queue_name)
+def check_names(found: Found) -> None:
+    """Refuse a new queue whose tables would have the names of something else."""
     for table, kind in (
         (found.queue.queue_table, found.kind),
         (found.queue.archive_table, found.archive_kind),
     ):
         if kind not in (None, *TABLE_KINDS):
             raise Error(
-                "the name pgmq.%s is taken by something that is not a table" % plpy.quote_ident(table),
+                "the name pgmq.%s is taken by something that cannot be a queue" % plpy.quote_ident(table),
                 sqlstate="42P07",
                 hint="Choose another name for the queue.",
             )
+        parent = partitioned_table_of(table) if kind is None else None
+        if parent is not None:
+            raise Error(
+                "the name pgmq.%s is kept for a partition of pgmq.%s"
+                % (plpy.quote_ident(table), plpy.quote_ident(parent)),
+                sqlstate="42P07",
+                hint="Choose another name for the queue.",
+            )
+
+
+def register(queue_name: str, queue: Queue) -> None:
+    rows(
+        "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ($1, $2, $3)",
+        ["text", "boolean", "boolean"],
+        [queue_name, queue.is_partitioned, queue.is_unlogged],
+    )
+
+
+def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
+    found = find(queue_name)
+    check_names(found)
     # A table that is there, after DROP EXTENSION and CREATE EXTENSION, is taken over as it is.
     queue = found.queue if found.kind else found.queue._replace(is_unlogged=is_unlogged)
     if listed_name(queue) is None:
-        rows(
-            "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ($1, $2, $3)",
-            ["text", "boolean", "boolean"],
-            [queue_name, queue.is_partitioned, queue.is_unlogged],
-        )
+        register(queue_name, queue)
     elif found.kind is not None and has_functions(queue):
         return
     run(statements(queue))
@@ -179,7 +197,7 @@ def compile_queue(queue_name: str) -> None:
     Messages stay as they are. Errors: 42P01 no such queue. Privileges: owner of the queue table, CREATE on schema pgmq.
     """
     found = find_existing(queue_name)
-    run(statements(found.queue, PARTS[1:]))
+    run(statements(found.queue, PARTS[2:]))
     describe_functions(found.queue, queue_name)
 
 
@@ -230,7 +248,7 @@ def drop_queue(queue_name: str) -> bool:
 
     Returns true, or false with a notice where there is no such queue.
     Errors: 22004, 42602 and 42622 for a text that is no queue name. Privileges: owner of the queue's tables, SELECT and
-    DELETE on pgmq.meta.
+    DELETE on pgmq.meta; for a partitioned one also SELECT and DELETE on part_config of pg_partman.
     """
     found = find(queue_name)
     name = listed_name(found.queue)
@@ -238,6 +256,9 @@ def drop_queue(queue_name: str) -> bool:
         plpy.notice("pgmq queue %s does not exist" % plpy.quote_ident(queue_name))
         return False
     rows("delete from pgmq.meta where queue_name = $1", ["text"], [name])
+    templates = []
+    if "p" in (found.kind, found.archive_kind):
+        templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])
     # Readers touch the sequences before the table: dropped in that order, the two do not wait for each other in a ring.
     # The functions come last, since a trigger of the table may depend on one.
     functions = rows(own_functions(found.queue))
@@ -248,6 +269,7 @@ def drop_queue(queue_name: str) -> bool:
         )
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
+        + "".join("drop table if exists %s;\n" % template for template in templates)
         + "".join("drop function %s;\n" % row["signature"] for row in functions)
     )
     return True

@@ -14,7 +14,7 @@ comment on function pgmq.read_grouped(text, integer, integer) is
 Groups (the header x-pgmq-group) come in the order of their oldest messages. While that of a group is invisible, or
 another transaction holds it, the group gives nothing: so messages of a group are handed out in order, to one reader at
 a time. A NULL qty means all. create_fifo_index makes it fast.
-Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';
+Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
 create function pgmq.read_grouped_with_poll(
     queue_name text,
@@ -50,7 +50,7 @@ comment on function pgmq.read_grouped_rr(text, integer, integer) is
 Groups (the header x-pgmq-group) come in the order of their oldest messages. While that of a group is invisible, or
 another transaction holds it, the group gives nothing: so messages of a group are handed out in order, to one reader at
 a time. A NULL qty means all. create_fifo_index makes it fast.
-Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';
+Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
 create function pgmq.read_grouped_rr_with_poll(
     queue_name text,
@@ -86,7 +86,7 @@ comment on function pgmq.read_grouped_head(text, integer, integer) is
 Groups (the header x-pgmq-group) come in the order of their oldest messages. While that of a group is invisible, or
 another transaction holds it, the group gives nothing: so messages of a group are handed out in order, to one reader at
 a time. A NULL qty means all. create_fifo_index makes it fast.
-Errors: 42P01 no such queue, 22004 a NULL vt. Privileges: SELECT and UPDATE on the queue table.';
+Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
 create function pgmq.read_grouped_head_with_poll(
     queue_name text,
@@ -105,5 +105,5 @@ begin
 end
 $function$;
 comment on function pgmq.read_grouped_head_with_poll(text, integer, integer, integer, integer) is
-'As read_grouped_head, but where there is nothing it looks again every poll_interval_ms milliseconds, for max_poll_seconds
-seconds at most. Errors and privileges: as read_grouped_head; 22004 for a NULL time.';
+'As read_grouped_head, but where there is nothing it looks again every poll_interval_ms milliseconds, for
+max_poll_seconds seconds at most. Errors and privileges: as read_grouped_head; 22004 for a NULL time.';

@@ -1,7 +1,7 @@
 -- Messages. Each function finds the queue's own, compiled from queue.sql, and calls it: nothing here knows a table.
 
--- When a message with this delay becomes visible. Without a delay that is when it is enqueued, to the microsecond: this is
--- how the ready index knows it.
+-- When a message with this delay becomes visible. Without a delay that is when it is enqueued, to the microsecond:
+-- this is how the ready index knows it.
 create function pgmq._visible_at(delay integer)
 returns timestamptz
 volatile
@@ -12,7 +12,8 @@ as $function$
         else now() + delay * interval '1 second'
     end
 $function$;
-comment on function pgmq._visible_at(integer) is 'Internal: when a message sent now with this delay in seconds becomes visible.';
+comment on function pgmq._visible_at(integer) is
+'Internal: when a message sent now with this delay in seconds becomes visible.';
 
 create function pgmq._check_batch(msgs jsonb[], headers jsonb[])
 returns void
@@ -43,8 +44,9 @@ end
 $function$;
 comment on function pgmq.send(text, jsonb) is
 'Sends a message to a queue and returns its id. The message may be NULL.
-The other forms take headers (a JSON object beside the message), and a delay: in seconds, or the time at which the message
-becomes visible. Errors: 42P01 no such queue, 22004 a NULL delay. Privileges: INSERT on the queue table, SELECT on its msg_id.';
+The other forms take headers (a JSON object beside the message), and a delay: in seconds, or the time at which the
+message becomes visible. Errors: 42P01 no such queue, 22004 a NULL delay. Privileges: INSERT on the queue table,
+SELECT on its msg_id.';
 
 create function pgmq.send(queue_name text, msg jsonb, headers jsonb)
 returns setof bigint
@@ -92,7 +94,8 @@ begin
 end
 $function$;
 comment on function pgmq.send(text, jsonb, jsonb, integer) is
-'Sends a message with headers and a delay in seconds, after which it becomes visible, and returns its id. More: send(text, jsonb).';
+'Sends a message with headers and a delay in seconds, after which it becomes visible, and returns its id.
+More: send(text, jsonb).';
 
 create function pgmq.send(queue_name text, msg jsonb, headers jsonb, delay timestamptz)
 returns setof bigint
@@ -119,7 +122,8 @@ $function$;
 comment on function pgmq.send_batch(text, jsonb[]) is
 'Sends messages to a queue and returns their ids, in the order of the messages: all of them or none.
 The other forms take headers, one element a message, and a delay for all: in seconds, or the time at which they become
-visible. Errors: 42P01 no such queue, 22004 or 22023 an array that is NULL, empty or of another length, 22004 a NULL delay.
+visible. Errors: 42P01 no such queue, 22004 or 22023 an array that is NULL, empty or of another length, 22004 a NULL
+delay.
 Privileges: INSERT on the queue table, SELECT on its msg_id.';
 
 create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[])
@@ -146,7 +150,8 @@ begin
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], integer) is
-'Sends messages with a delay in seconds, after which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+'Sends messages with a delay in seconds, after which they become visible, and returns their ids.
+More: send_batch(text, jsonb[]).';
 
 create function pgmq.send_batch(queue_name text, msgs jsonb[], delay timestamptz)
 returns setof bigint
@@ -172,7 +177,8 @@ begin
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], jsonb[], integer) is
-'Sends messages with headers, one element a message, and a delay in seconds, after which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+'Sends messages with headers, one element a message, and a delay in seconds, after which they become visible, and
+returns their ids. More: send_batch(text, jsonb[]).';
 
 create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[], delay timestamptz)
 returns setof bigint
@@ -185,7 +191,8 @@ begin
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], jsonb[], timestamptz) is
-'Sends messages with headers, one element a message, and the time at which they become visible, and returns their ids. More: send_batch(text, jsonb[]).';
+'Sends messages with headers, one element a message, and the time at which they become visible, and returns their ids.
+More: send_batch(text, jsonb[]).';
 
 create function pgmq.read(queue_name text, vt integer, qty integer, conditional jsonb default '{}')
 returns setof pgmq.message_record
@@ -266,7 +273,8 @@ begin
 end
 $function$;
 comment on function pgmq.pop(text, integer) is
-'Removes up to qty visible messages (NULL: all), oldest id first, and returns them. One that the client then loses is gone.
+'Removes up to qty visible messages (NULL: all), oldest id first, and returns them. One that the client then loses is
+gone.
 Errors: 42P01 no such queue, 2201W a negative qty. Privileges: SELECT, UPDATE and DELETE on the queue table.';
 
 create function pgmq.delete(queue_name text, msg_id bigint)
@@ -326,8 +334,9 @@ begin
 end
 $function$;
 comment on function pgmq.archive(text, bigint[]) is
-'Moves messages, visible or not, from the queue to its archive table pgmq.a_<queue>, and returns the ids of those that were
-there. Errors: 42P01 no such queue. Privileges: SELECT and DELETE on the queue table, SELECT and INSERT on the archive.';
+'Moves messages, visible or not, from the queue to its archive table pgmq.a_<queue>, and returns the ids of those that
+were there. Errors: 42P01 no such queue. Privileges: SELECT and DELETE on the queue table, SELECT and INSERT on the
+archive.';
 
 create function pgmq.set_vt(queue_name text, msg_id bigint, vt integer)
 returns setof pgmq.message_record

@@ -24,8 +24,9 @@ comment on function pgmq.validate_queue_name(text) is
 A name has at most 47 characters, and no $, semicolon, single quote or double hyphen. Upper and lower case are one.
 Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused. Privileges: none.';
 
--- Bytes count in an identifier, and a name of 47 characters may have more than fit. Such a one ends in a digest of the
--- whole, after a "$" that keeps it from being another queue's. The collation is the database's, wherever the text is from.
+-- Bytes count in an identifier, and a name of 47 characters may have more than fit. Such a one ends in a digest of
+-- the whole, after a "$" that keeps it from being another queue's. The collation is the database's, wherever the text
+-- is from.
 create function pgmq._identifier(name text, bytes integer)
 returns text
 stable

@@ -19,9 +19,9 @@ as $function$
     order by t.queue_name
 $function$;
 comment on function pgmq.list_notify_insert_throttles() is
-'Lists the queues that notify of inserts, with the least time between two notifications in milliseconds, 0 for none, and the
-time of the last insert that notified, even if its transaction is still open or was rolled back; 1970 where there was none
-since the throttle was set. Privileges: SELECT on pgmq.notify_insert_throttle.';
+'Lists the queues that notify of inserts, with the least time between two notifications in milliseconds, 0 for none,
+and the time of the last insert that notified, even if its transaction is still open or was rolled back; 1970 where
+there was none since the throttle was set. Privileges: SELECT on pgmq.notify_insert_throttle.';
 
 create function pgmq.notify_queue_listeners()
 returns trigger
@@ -33,5 +33,7 @@ begin
 end
 $function$;
 comment on function pgmq.notify_queue_listeners() is
-'A trigger function that notifies of each insert, without a throttle, for tables that came with a trigger of that name from
-another version. enable_notify_insert replaces such a trigger by the queue''s own function, disable_notify_insert drops it.';
+'A trigger function that notifies of each insert, without a throttle, for tables that came with a trigger of that name
+from another version. enable_notify_insert replaces such a trigger by the queue''s own function, disable_notify_insert
+drops it.
+Privileges: none.';

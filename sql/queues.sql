@@ -33,21 +33,29 @@ begin
                 (select case when is_called then last_value else 0 end from %s),
                 clock_timestamp(),
                 count(*) filter (where vt <= clock_timestamp()),
-                null::bigint
+                (
+                    select sum(greatest(d.reltuples, 0))::bigint
+                    from pg_partitioned_table as q
+                    join pg_partitioned_table as p
+                        on p.partrelid in (q.partrelid, to_regclass($3))
+                    join pg_class as d
+                        on d.oid = p.partdefid
+                    where q.partrelid = to_regclass($2)
+                )
             from %s
         $query$,
         pg_get_serial_sequence(queue_table, 'msg_id'),
         queue_table
     )
     into result
-    using queue_name;
+    using queue_name, queue_table, 'pgmq.' || quote_ident(pgmq.format_table_name(queue_name, 'a'));
     return result;
 end
 $function$;
 comment on function pgmq.metrics(text) is
-'Returns the figures of a queue: messages, and how many of them are visible; age of the newest and the oldest in seconds;
-messages ever sent; the time of the scrape; for a partitioned queue the planner''s estimate of rows in its default partitions.
-It counts the rows of the table. Errors: 42P01 no such queue.
+'Returns the figures of a queue: messages, and how many of them are visible; age of the newest and the oldest in
+seconds; messages ever sent; the time of the scrape; for a partitioned queue the planner''s estimate of rows in its
+default partitions. It counts the rows of the table. Errors: 42P01 no such queue.
 Privileges: SELECT on the queue table and on its sequence pgmq.q_<queue>_msg_id_seq, as pg_monitor has.';
 
 create function pgmq.metrics_all()

@@ -77,8 +77,9 @@ create table pgmq.notify_insert_throttle (
     last_notified_at timestamptz not null default to_timestamp(0)
 );
 comment on table pgmq.notify_insert_throttle is
-'One row for each queue that notifies. Change it with enable_notify_insert, update_notify_insert and disable_notify_insert:
-the queue''s own trigger function carries the throttle, and the time of the last notification, too.';
+'One row for each queue that notifies. Change it with enable_notify_insert, update_notify_insert and
+disable_notify_insert: the queue''s own trigger function carries the throttle, and the time of the last notification,
+too.';
 comment on column pgmq.notify_insert_throttle.last_notified_at is 'Not kept here: see list_notify_insert_throttles.';
 grant all on table pgmq.notify_insert_throttle to @extowner@;
 grant select on table pgmq.notify_insert_throttle to pg_monitor;

@@ -1,4 +1,5 @@
--- Topics: bindings of patterns to queues, and sending by routing key. Which queues a key reaches Python finds (topics.py).
+-- Topics: bindings of patterns to queues, and sending by routing key. Which queues a key reaches Python finds
+-- (topics.py).
 
 -- "what" names the argument in the errors, "allowed" is for people, "refused" is a regular expression.
 create function pgmq._check_topic_text(what text, value text, allowed text, refused text)
@@ -32,7 +33,8 @@ begin
     end if;
 end
 $function$;
-comment on function pgmq._check_topic_text(text, text, text, text) is 'Internal: what routing keys and patterns have in common.';
+comment on function pgmq._check_topic_text(text, text, text, text) is
+'Internal: what routing keys and patterns have in common.';
 
 create function pgmq.validate_routing_key(routing_key text)
 returns boolean
@@ -50,8 +52,9 @@ begin
 end
 $function$;
 comment on function pgmq.validate_routing_key(text) is
-'Returns true for a routing key: 1 to 255 ASCII letters, digits, dots, hyphens and underscores, no dot at either end, no two
-dots together. Errors: 22004 for NULL, 22023 for anything else, with a message for each breach. Privileges: none.';
+'Returns true for a routing key: 1 to 255 ASCII letters, digits, dots, hyphens and underscores, no dot at either end,
+no two dots together. Errors: 22004 for NULL, 22023 for anything else, with a message for each breach.
+Privileges: none.';
 
 create function pgmq.validate_topic_pattern(pattern text)
 returns boolean
@@ -123,7 +126,8 @@ begin
     return null;
 end
 $function$;
-comment on function pgmq._change_topic_version() is 'Internal: the trigger of pgmq.topic_bindings that keeps pgmq.topic_version.';
+comment on function pgmq._change_topic_version() is
+'Internal: the trigger of pgmq.topic_bindings that keeps pgmq.topic_version.';
 revoke execute on function pgmq._change_topic_version() from public;
 
 create trigger version_open
@@ -190,8 +194,8 @@ begin
 end
 $function$;
 comment on function pgmq.bind_topic(text, text) is
-'Binds a pattern to a queue: what is sent by send_topic with a routing key that matches goes there. Binding twice changes
-nothing. Errors: as validate_topic_pattern and validate_queue_name, 42P01 no such queue.
+'Binds a pattern to a queue: what is sent by send_topic with a routing key that matches goes there. Binding twice
+changes nothing. Errors: as validate_topic_pattern and validate_queue_name, 42P01 no such queue.
 Privileges: SELECT on pgmq.meta, SELECT and INSERT on pgmq.topic_bindings.';
 
 create function pgmq.unbind_topic(pattern text, queue_name text)
@@ -302,8 +306,9 @@ begin
 end
 $function$;
 comment on function pgmq.send_topic(text, jsonb) is
-'Sends a message to each queue that has a pattern matching the routing key, once to each however many patterns match, and
-returns how many queues that were: all of them get it or none. The other forms take headers and a delay in seconds.
+'Sends a message to each queue that has a pattern matching the routing key, once to each however many patterns match,
+and returns how many queues that were: all of them get it or none. The other forms take headers and a delay in
+seconds.
 Errors: as validate_routing_key, 22004 a NULL message or delay, 22023 a negative delay.
 Privileges: SELECT on pgmq.topic_bindings, INSERT on the tables of the queues.';
 
@@ -381,7 +386,12 @@ as $function$
 begin
     return query
         select s.queue_name, s.msg_id
-        from pgmq.send_batch_topic(routing_key, msgs, null::jsonb[], pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)))) as s;
+        from pgmq.send_batch_topic(
+            routing_key,
+            msgs,
+            null::jsonb[],
+            pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)))
+        ) as s;
 end
 $function$;
 comment on function pgmq.send_batch_topic(text, jsonb[], integer) is
@@ -407,7 +417,12 @@ as $function$
 begin
     return query
         select s.queue_name, s.msg_id
-        from pgmq.send_batch_topic(routing_key, msgs, headers, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)))) as s;
+        from pgmq.send_batch_topic(
+            routing_key,
+            msgs,
+            headers,
+            pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)))
+        ) as s;
 end
 $function$;
 comment on function pgmq.send_batch_topic(text, jsonb[], jsonb[], integer) is

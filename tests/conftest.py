@@ -38,12 +38,27 @@ def pytest_configure(config: pytest.Config) -> None:
         reached = {"listen_addresses": "127.0.0.1", "port": servers.free_port()}
         context = servers.cluster(installation, max_connections=200, track_functions="all", **reached)
         cluster = context.__enter__()
+        os.environ["PGMQ_TEST_PARTMAN"] = " ".join(install_partman(config, cluster.installation))
     except servers.Missing as missing:
         pytest.exit(str(missing), returncode=1)
     config.stash[SERVER] = context
     os.environ["PGMQ_TEST_DSN"] = cluster.dsn()
     os.environ["PGMQ_TEST_BIN"] = str(cluster.installation.bin)
     os.environ["PGMQ_TEST_EXTENSIONS"] = str(cluster.installation.share / "extension")
+
+
+def install_partman(config: pytest.Config, installation: servers.Installation) -> list[str]:
+    """The versions of pg_partman that can be had. The full matrix wants them all, a plain run tests what there is."""
+    versions = []
+    for version in servers.PARTMAN:
+        try:
+            servers.install_partman(installation, version)
+            versions.append(version)
+        except servers.Missing as missing:
+            if config.option.major:
+                raise
+            print(f"partitions are not tested with this one: {missing}")
+    return versions
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -37,6 +37,12 @@ EMBEDDED = {
     17: "17.10.0-beta.17",
     18: "18.4.0-beta.17",
 }
+# pg_partman is SQL alone but for its background worker, so the scripts of a package serve any server: each version with
+# Debian's package and suite.
+PARTMAN = {
+    "4.7.2": ("postgresql-15-partman", "bookworm"),
+    "5.2.4": ("postgresql-17-partman", "trixie"),
+}
 
 
 class Missing(Exception):
@@ -294,6 +300,63 @@ def install_extension(installation: Installation) -> None:
         target = installation.share / "extension" / path.name
         target.unlink(missing_ok=True)
         shutil.copy(path, target)
+        target.chmod(0o644)
+
+
+def get_partman(version: str) -> pathlib.Path:
+    """The directory with the scripts of a pg_partman: of an installation here, else from Debian and kept."""
+    script = f"pg_partman--{version}.sql"
+    kept = cache() / f"pg_partman-{version}"
+    for directory in [*(installation.share / "extension" for installation in find_all()), kept]:
+        if (directory / script).exists():
+            return directory
+    package, suite = PARTMAN[version]
+    if shutil.which("apt-get") is None:
+        raise Missing(f"pg_partman {version} is missing, and apt-get, which could get it: install either")
+    # Debian's archive as this machine knows it, with another suite and a state of its own.
+    codename = re.search(r"^VERSION_CODENAME=(\w+)$", pathlib.Path("/etc/os-release").read_text(), re.M)
+    targets = output("apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)")
+    sources = {
+        f"deb {target[2]} {suite} main\n"
+        for target in map(str.split, targets.splitlines())
+        if codename and target[:2] == [codename.group(1), "main"]
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as name:
+        directory = pathlib.Path(name)
+        for part in ("state/lists/partial", "cache/archives/partial", "sources.d"):
+            (directory / part).mkdir(parents=True)
+        (directory / "sources.list").write_text("".join(sorted(sources)))
+        options = {
+            "Dir::State": "state",
+            "Dir::Cache": "cache",
+            "Dir::Etc::SourceList": "sources.list",
+            "Dir::Etc::SourceParts": "sources.d",
+        }
+        apt = ["apt-get", "-qq", "-o", "APT::Sandbox::User="]
+        apt += [word for key, value in options.items() for word in ("-o", f"{key}={directory / value}")]
+        print(f"getting pg_partman {version}", file=sys.stderr, flush=True)
+        for command in (["update"], ["download", package]):
+            run = subprocess.run([*apt, *command], cwd=directory, capture_output=True, text=True)
+        for archive in directory.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", archive, directory / "package"], check=True)
+        scripts = next(directory.glob(f"package/usr/share/postgresql/*/extension/{script}"), None)
+        if scripts is None:
+            last = (run.stderr.strip().splitlines() or ["its package has another version"])[-1]
+            raise Missing(f"apt-get could not get pg_partman {version}: {last}")
+        with contextlib.suppress(FileExistsError, OSError):
+            scripts.parent.chmod(0o755)
+            scripts.parent.rename(kept)
+    return kept
+
+
+def install_partman(installation: Installation, version: str) -> None:
+    """Copy the script of a pg_partman beside those of other versions: CREATE EXTENSION names the one it wants."""
+    source = get_partman(version)
+    for name in ("pg_partman.control", f"pg_partman--{version}.sql"):
+        target = installation.share / "extension" / name
+        target.unlink(missing_ok=True)
+        shutil.copy(source / name, target)
         target.chmod(0o644)
 
 

@@ -1,0 +1,397 @@
+-- Templates of one queue, see queue.sql: read and pop, and the hints.
+--
+-- How a read finds its messages is told in docs/internals.md. In short: the index "ready" holds what was never read
+-- nor delayed, in the order of ids; the index "parked" holds what is in flight, delayed or due again, in the order of
+-- vt. Three sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
+-- written, nothing due was left before the time in "due" (microseconds since 1970), and at the time in "sweep"
+-- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. They are
+-- hints: a wrong one costs time or up to a second of delay, never a message.
+
+-- @fragment claim_variables
+moment constant timestamptz := clock_timestamp();
+from_start boolean := false;
+head bigint := 0;
+due timestamptz;
+claimed @row_type@[];
+lowest bigint;
+waiting bigint[];
+place bigint;
+found_rows @row_type@[];
+found_id bigint;
+
+-- @fragment due_hint
+case
+    when from_start then '-infinity'
+    else to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision)
+end
+
+-- @fragment check_quantity
+if quantity < 0 then
+    raise exception 'pgmq: qty must not be negative'
+        using errcode = 'invalid_row_count_in_limit_clause',
+            hint = 'NULL means all.';
+end if;
+
+-- @fragment sweep_if_due
+if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
+    from_start := not @function:sweep@(moment);
+end if;
+
+-- The first ready messages that no other transaction holds, locked; none where something is due again, since they are
+-- all there is only while nothing is. The hints stand in subqueries that run once, since a volatile function is no
+-- condition for an index, and a subquery costs less than a variable.
+-- @fragment ready_rows
+from @queue@ as m
+where m.vt <= m.enqueued_at
+    and m.msg_id >= (select case when from_start then 0 else coalesce(pg_sequence_last_value(@literal:head@), 0) end)
+    and m.vt <= moment
+order by m.msg_id
+limit case
+    when exists (
+        select
+        from @queue@ as d
+        where d.vt > d.enqueued_at
+            and d.vt >= (
+                select
+                    @fragment:due_hint@
+            )
+            and d.vt <= moment
+    ) then 0
+    else quantity
+end
+for update skip locked
+
+-- Locks the first ready messages and leaves them in "claimed".
+-- @fragment claim
+@fragment:check_quantity@
+if condition is null then
+    select array_agg(c.row_id), min(c.msg_id)
+    into claimed, lowest
+    from (
+        select m.@row_id@ as row_id, m.msg_id
+        @fragment:ready_rows@
+    ) as c;
+end if;
+
+-- @fragment return_one
+if found then
+    if random() * 32 < 1 then
+        perform @function:advance@(msg_id, 4, moment);
+    end if;
+    return next;
+    return;
+end if;
+
+-- Where that gave nothing, something may be due again: locks the oldest visible messages of both kinds, in any order.
+-- @fragment claim_due
+if claimed is null then
+    due :=
+        @fragment:due_hint@;
+    select array_agg(d.msg_id order by d.msg_id)
+    into waiting
+    from (
+        select d.msg_id
+        from @queue@ as d
+        where d.vt > d.enqueued_at
+            and d.vt >= due
+            and d.vt <= moment
+        limit 1000
+    ) as d;
+    if waiting is null and condition is null then
+        return;
+    elsif coalesce(cardinality(waiting), 0) < 1000 then
+        if condition is null and not from_start then
+            head := coalesce(pg_sequence_last_value(@literal:head@), 0);
+        end if;
+        waiting := coalesce(waiting, '{}');
+        -- In turn, the ready messages before the next that is due again, and those due before the next that is ready.
+        -- One statement for both would lock more than it takes, or sort all that is ready.
+        place := head;
+        loop
+            if waiting[1] > place or waiting = '{}' then
+                select array_agg(c.row_id), min(c.msg_id)
+                into found_rows, found_id
+                from (
+                    select m.@row_id@ as row_id, m.msg_id
+                    from @queue@ as m
+                    where m.vt <= m.enqueued_at
+                        and m.msg_id >= place
+                        and m.msg_id < coalesce(waiting[1], 9223372036854775807)
+                        and m.vt <= moment
+                        and (condition is null or m.message @> condition)
+                    order by m.msg_id
+                    limit quantity - coalesce(cardinality(claimed), 0)
+                    for update skip locked
+                ) as c;
+                claimed := claimed || found_rows;
+                lowest := coalesce(lowest, found_id);
+            end if;
+            exit when waiting = '{}' or cardinality(claimed) >= quantity;
+
+            select m.msg_id
+            into place
+            from @queue@ as m
+            where m.vt <= m.enqueued_at
+                and m.msg_id >= greatest(head, waiting[1])
+                and m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit 1;
+            place := coalesce(place, 9223372036854775807);
+            select array_agg(c.row_id)
+            into found_rows
+            from (
+                select m.@row_id@ as row_id
+                from @queue@ as m
+                where m.msg_id = any (waiting)
+                    and m.msg_id < place
+                    and m.vt <= moment
+                    and (condition is null or m.message @> condition)
+                order by m.msg_id
+                limit quantity - coalesce(cardinality(claimed), 0)
+                for update skip locked
+            ) as c;
+            claimed := claimed || found_rows;
+            exit when cardinality(claimed) >= quantity;
+            waiting := array(
+                select w.msg_id
+                from unnest(waiting) as w (msg_id)
+                where w.msg_id > place
+                order by w.msg_id
+            );
+        end loop;
+    else
+        -- With many due, visible messages are dense: walk all messages by id.
+        select array_agg(c.row_id)
+        into claimed
+        from (
+            select m.@row_id@ as row_id
+            from @queue@ as m
+            where m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit quantity
+            for update skip locked
+        ) as c;
+    end if;
+    if claimed is null then
+        return;
+    end if;
+end if;
+
+-- One read in many moves the hints up: what it saves the others is some dead rows to step over.
+if condition is null and random() * 32 < cardinality(claimed) then
+    perform @function:advance@(lowest, 4::bigint * quantity, moment);
+end if;
+
+-- What was claimed, invisible from now on.
+-- @fragment changed
+with changed as (
+    update @queue@ as q
+    set vt = moment + seconds * interval '1 second',
+        read_ct = q.read_ct + 1,
+        last_read_at = moment
+    where q.@row_id@ = any (claimed)
+    @fragment:returning_message@
+)
+select *
+from changed as c
+
+-- @section functions
+create or replace function @function:read@(seconds integer, quantity integer, condition jsonb)
+@fragment:returns_messages@
+as $function$
+#variable_conflict use_column
+declare
+    @fragment:claim_variables@
+begin
+    @fragment:sweep_if_due@
+    if quantity = 1 and condition is null then
+        -- The commonest read, in one statement.
+        update @queue@ as q
+        set vt = moment + seconds * interval '1 second',
+            read_ct = q.read_ct + 1,
+            last_read_at = moment
+        where q.@row_id@ = (
+            select m.@row_id@
+            @fragment:ready_rows@
+        )
+        @fragment:returning_message@
+        into msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers;
+        @fragment:return_one@
+    else
+        @fragment:claim@
+    end if;
+    @fragment:claim_due@
+    return query
+        @fragment:changed@
+        order by c.msg_id;
+end
+$function$;
+
+create or replace function @function:pop@(quantity integer)
+@fragment:returns_messages@
+as $function$
+#variable_conflict use_column
+declare
+    condition constant jsonb := null;
+    @fragment:claim_variables@
+begin
+    @fragment:sweep_if_due@
+    if quantity = 1 then
+        delete from @queue@ as q
+        where q.@row_id@ = (
+            select m.@row_id@
+            @fragment:ready_rows@
+        )
+        @fragment:returning_message@
+        into msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers;
+        @fragment:return_one@
+    else
+        @fragment:claim@
+    end if;
+    @fragment:claim_due@
+    return query
+        with removed as (
+            delete from @queue@ as q
+            where q.@row_id@ = any (claimed)
+            @fragment:returning_message@
+        )
+        select *
+        from removed as r
+        order by r.msg_id;
+end
+$function$;
+
+-- Moves the hints up to what a read has just found: no ready message was free below "lowest". The margin is for
+-- messages whose ids are lower and whose transactions commit or roll back a little later; what is later still waits
+-- for a sweep.
+create or replace function @function:advance@(lowest bigint, margin bigint, moment timestamptz)
+returns void
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    -- Variables, since a volatile function is no condition for an index.
+    from_start constant boolean := false;
+    due constant timestamptz :=
+        @fragment:due_hint@;
+    earliest timestamptz;
+    new_head bigint;
+    new_due bigint;
+    new_sweep constant bigint := null;
+begin
+    select d.vt
+    into earliest
+    from @queue@ as d
+    where d.vt > d.enqueued_at
+        and d.vt >= due
+        and d.vt <= moment
+    order by d.vt
+    limit 1;
+    new_head := greatest(lowest - greatest(margin, 128), pg_sequence_last_value(@literal:head@));
+    new_due := date_part('epoch', coalesce(earliest, moment)) * 1000000 - 10000;
+    perform @function:keep@(new_head, new_due, new_sweep);
+end
+$function$;
+
+-- Looks for messages that the hints hide, and lowers the hints to them. It is due once a second, and later where it
+-- took long, so that it takes no more than a tenth of the time. Returns whether the hints may be relied on by this
+-- session.
+create or replace function @function:sweep@(moment timestamptz)
+returns boolean
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    head constant bigint := pg_sequence_last_value(@literal:head@);
+    earliest timestamptz;
+    straggler bigint;
+    started timestamptz;
+begin
+    -- First, so that others leave it to this session. One that cannot tell them reads without hints.
+    if not @function:keep@(null, null, ((date_part('epoch', moment) + 2) * 1000)::bigint) then
+        return false;
+    end if;
+    started := clock_timestamp();
+    -- A message that a running transaction holds is not hidden: it is taken.
+    select m.msg_id
+    into straggler
+    from @queue@ as m
+    where m.vt <= m.enqueued_at
+        and m.msg_id < head
+        and m.vt <= moment
+    order by m.msg_id
+    limit 1
+    for update skip locked;
+    select d.vt
+    into earliest
+    from @queue@ as d
+    where d.vt > d.enqueued_at
+        and d.vt <= moment
+    order by d.vt
+    limit 1;
+    return @function:keep@(
+        straggler,
+        (date_part('epoch', greatest(coalesce(earliest, moment), 'epoch')) * 1000000 - 10000)::bigint,
+        (
+            1000 * (
+                date_part('epoch', clock_timestamp())
+                + greatest(1, 10 * date_part('epoch', clock_timestamp() - started))
+            )
+        )::bigint
+    );
+end
+$function$;
+
+-- Writes the hints, as far as they are not NULL, and returns whether that was allowed.
+create or replace function @function:keep@(new_head bigint, new_due bigint, new_sweep bigint)
+returns boolean
+language plpgsql
+as $function$
+begin
+    if has_sequence_privilege(@literal:head@, 'UPDATE') then
+        perform @function:hint@(new_head, new_due, new_sweep);
+        return true;
+    end if;
+    return @function:owner_hint@(new_head, new_due, new_sweep);
+end
+$function$;
+
+create or replace function @function:hint@(new_head bigint, new_due bigint, new_sweep bigint)
+returns void
+language plpgsql
+as $function$
+begin
+    if new_head is not null then
+        perform setval(@literal:head@, greatest(new_head, 1));
+    end if;
+    if new_due is not null then
+        perform setval(@literal:due@, greatest(new_due, 1));
+    end if;
+    if new_sweep is not null then
+        perform setval(@literal:sweep@, new_sweep);
+    end if;
+end
+$function$;
+
+-- SECURITY DEFINER, so that whoever may read the queue can keep its hints without a grant on the sequences. The
+-- caller is the session's role: one that may not read the queue changes nothing.
+create or replace function @function:owner_hint@(new_head bigint, new_due bigint, new_sweep bigint)
+returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if not has_table_privilege(
+        coalesce(nullif(current_setting('role'), 'none'), session_user),
+        @literal:queue@,
+        'UPDATE'
+    ) then
+        return false;
+    end if;
+    perform @function:hint@(new_head, new_due, new_sweep);
+    return true;
+end
+$function$;
