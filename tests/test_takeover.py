@@ -6,6 +6,7 @@ versions are tested with the same objects under those versions' names.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -25,6 +26,7 @@ MakeDatabase = Callable[..., Database]
 MakeRole = Callable[..., str]
 
 VERSIONS = re.search(r"^REFERENCE = (.+)$", (servers.ROOT / "Makefile").read_text(), re.M).group(1).split()
+PARTMAN = os.environ.get("PGMQ_TEST_PARTMAN", "").split()
 UPDATE = "alter extension pgmq update to '2.0.0'"
 LONG = "ä" * 40
 
@@ -240,6 +242,41 @@ def test_what_ours_left_under_the_reference_is_no_obstacle(make_database: MakeDa
     db.execute(UPDATE)
     assert [member for member in members(db) if "$" in member] == []
     assert [row.message for row in call(db, "read", "plain", 0, 1)] == [1]
+
+
+@pytest.mark.parametrize("interval, retention", [("10", "1000"), ("1 day", "7 days")], ids=["by_id", "by_time"])
+@pytest.mark.parametrize("partman", PARTMAN)
+def test_partitioned_queues_go_on(reference: Database, partman: str, interval: str, retention: str) -> None:
+    db = reference.connect()
+    db.execute(f"create schema partman; create extension pg_partman schema partman version '{partman}'")
+    call(db, "create_partitioned", "parted", interval, retention)
+    call(db, "create", "plain")
+    call(db, "convert_archive_partitioned", "plain", interval, retention)
+    call(db, "send_batch", "parted", [Jsonb(n) for n in range(25)])
+    call(db, "read", "parted", 3600, 3)
+    call(db, "archive", "parted", 1)
+    configuration = "select * from partman.part_config order by parent_table"
+    before = db.execute(configuration).fetchall()
+    partitions = "select relid::regclass::text from pg_partition_tree('pgmq.q_parted') order by 1"
+    tables = db.execute(partitions).fetchall()
+    db.execute(UPDATE)
+    assert db.execute(configuration).fetchall() == before
+    assert db.execute(partitions).fetchall() == tables
+    figures = call(db, "metrics", "parted")[0]
+    assert (figures.queue_length, figures.queue_visible_length, figures.total_messages) == (24, 22, 25)
+    assert [row.msg_id for row in call(db, "read", "parted", 30, 30)] == list(range(4, 26))
+    assert call(db, "send", "parted", Jsonb(26)) == [(26,)]
+    assert call(db, "archive", "parted", 26) == [(True,)]
+    call(db, "purge_queue", "parted")
+    every_verb(db, "parted", times=3)
+    every_verb(db, "plain")
+    db.execute("select partman.run_maintenance()")
+    assert call(db, "drop_queue", "parted") == call(db, "drop_queue", "plain") == [(True,)]
+    # The archive from before it was partitioned.
+    assert db.execute("select relname from pg_class where relname ~ '^[qa]_' and relkind in ('r', 'p')").fetchall() == [
+        ("a_plain_old",)
+    ]
+    assert db.execute(configuration).fetchall() == []
 
 
 # What comes
