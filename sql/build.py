@@ -29,7 +29,7 @@ begin
     if to_regclass('pgmq.meta') is not null then
         raise exception 'pgmq: this database has pgmq already'
             using errcode = 'duplicate_object',
-                hint = 'UPGRADING says how a later version takes the place of an earlier one.';
+                hint = 'docs/upgrading.md says how a later version takes the place of an earlier one.';
     end if;
 end
 $do$;
@@ -122,9 +122,11 @@ def loader(sources: str, key: str) -> str:
 
 
 def signatures(script: str) -> list[str]:
-    """The functions of a script as the catalogs show them: name, arguments, result, how many arguments have defaults."""
+    """The functions of a script as the catalogs show them: name, arguments, result, number of defaults."""
     found = re.findall(
-        r"^create function pgmq\.(\w+)\((.*?)\)\nreturns (.*?)\n(?=language|volatile|stable|immutable)", script, re.M | re.S
+        r"^create function pgmq\.(\w+)\((.*?)\)\nreturns (.*?)\n(?=language|volatile|stable|immutable)",
+        script,
+        re.M | re.S,
     )
     listed = []
     for name, arguments, result in found:
@@ -157,7 +159,7 @@ def takeover_script(script: str, schema: str) -> str:
     regex = re.search(r"compiled_regex text generated always as \(\n\s+(.*?)\n", schema)
     if regex is None:
         sys.exit("schema.sql has no compiled_regex")
-    listed = ",\n                        ".join("'%s'" % signature for signature in signatures(script))
+    listed = ",\n                        ".join(f"'{signature}'" for signature in signatures(script))
     before = before.replace("@signatures@", listed).replace("@compiled_regex@", regex.group(1))
     rest = re.sub(r"^create function ", "create or replace function ", script.removeprefix(schema), flags=re.M)
     return "\n".join([before, tables_where_missing(schema), rest, after])

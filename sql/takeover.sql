@@ -2,8 +2,8 @@
 -- CREATE EXTENSION runs: its functions as CREATE OR REPLACE, so that those of the same signature keep their privileges
 -- and what depends on them; its types and tables where they are missing.
 --
--- The script of a trusted extension runs as the superuser, on tables that belong to others: it runs nothing of theirs. So
--- it looks for nothing outside of pg_catalog, writes no row of theirs, and reads no table that might be a view.
+-- The script of a trusted extension runs as the superuser, on tables that belong to others: it runs nothing of theirs.
+-- So it looks for nothing outside of pg_catalog, writes no row of theirs, and reads no table that might be a view.
 -- A GRANT or REVOKE in a script counts as the extension's own, and dumps leave out what is: on what was there before
 -- there is none.
 
@@ -43,7 +43,9 @@ begin
         and (
             c.relkind is distinct from 'r'
             or e.columns <> (
-                select string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by a.attnum)
+                select string_agg(
+                    format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' order by a.attnum
+                )
                 from pg_attribute as a
                 where a.attrelid = c.oid
                     and a.attnum > 0
@@ -157,8 +159,8 @@ begin
     if found then
         raise exception 'pgmq: the queues % are one table, pgmq.%', queue.names, quote_ident(queue.queue_table)
             using errcode = 'object_not_in_prerequisite_state',
-                hint = 'Nothing has been changed. Bind to one of them what the other is bound to (pgmq.topic_bindings), '
-                    'delete the other from pgmq.meta, and update again. The messages stay.';
+                hint = 'Nothing has been changed. Bind to one of them what the other is bound to '
+                    '(pgmq.topic_bindings), delete the other from pgmq.meta, and update again. The messages stay.';
     end if;
 
     for queue in
@@ -166,17 +168,22 @@ begin
         from pgmq._queues_of_the_reference() as q
         cross join lateral (
             values
-                (q.queue_table, array['msg_id', 'read_ct', 'enqueued_at', 'last_read_at', 'vt', 'message', 'headers'], true),
+                (
+                    q.queue_table,
+                    '{msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers}'::text[],
+                    true
+                ),
                 (
                     q.archive_table,
-                    array['msg_id', 'read_ct', 'enqueued_at', 'last_read_at', 'archived_at', 'vt', 'message', 'headers'],
+                    '{msg_id, read_ct, enqueued_at, last_read_at, archived_at, vt, message, headers}'::text[],
                     false
                 )
         ) as t (name, columns, is_queue)
         left join pg_class as c on c.relname = t.name and c.relnamespace = 'pgmq'::regnamespace
     loop
         if queue.oid is null or queue.relkind not in ('r', 'p') then
-            raise exception 'pgmq: queue % has no table pgmq.%', quote_ident(queue.queue_name), quote_ident(queue.table_name)
+            raise exception 'pgmq: queue % has no table pgmq.%',
+                quote_ident(queue.queue_name), quote_ident(queue.table_name)
                 using errcode = 'undefined_table',
                     hint = 'Nothing has been changed. Make the table, or delete the queue from pgmq.meta, '
                         'and update again.';
@@ -231,7 +238,8 @@ begin
             (
                 'message_record',
                 'msg_id bigint, read_ct integer, enqueued_at timestamp with time zone, '
-                    || 'last_read_at timestamp with time zone, vt timestamp with time zone, message jsonb, headers jsonb'
+                    || 'last_read_at timestamp with time zone, vt timestamp with time zone, message jsonb, '
+                    || 'headers jsonb'
             ),
             (
                 'queue_record',
@@ -323,15 +331,19 @@ begin
             )
     loop
         execute format(
-            'alter default privileges for role %s in schema pgmq revoke select on %s from pg_monitor', given.role, given.what
+            'alter default privileges for role %s in schema pgmq revoke select on %s from pg_monitor',
+            given.role,
+            given.what
         );
     end loop;
 end
 $do$;
 
--- The constraints and indexes of the lists, under the names and of the kind they have here. Where a list is missing there
--- is none; the next part makes it.
-drop index if exists pgmq.idx_topic_bindings_covering, pgmq.topic_bindings_queue_name_idx, pgmq.idx_notify_throttle_active;
+-- The constraints and indexes of the lists, under the names and of the kind they have here. A list that is missing comes
+-- with what CREATE EXTENSION runs.
+drop index if exists pgmq.idx_topic_bindings_covering;
+drop index if exists pgmq.topic_bindings_queue_name_idx;
+drop index if exists pgmq.idx_notify_throttle_active;
 alter table if exists pgmq.topic_bindings
 drop constraint if exists topic_bindings_meta_queue_name_fk,
 drop constraint if exists topic_bindings_unique_pattern_queue;
@@ -362,7 +374,8 @@ end
 $do$;
 
 -- @part after
--- A queue's own functions and sequences: members of the extension while the script makes them, by themselves at its end.
+-- A queue's own functions and sequences: members of the extension while the script makes them, by themselves at its
+-- end.
 do $do$
 declare
     queue record;

@@ -16,7 +16,7 @@ import pgmq.install
 import psycopg
 import pytest
 import servers
-from conftest import Database, call, error_of, eventually, unique
+from conftest import Database, call, error_of, eventually
 from psycopg import errors
 from psycopg.types.json import Jsonb
 from test_release import described, from_reference, install_reference
@@ -90,7 +90,8 @@ def test_messages_archives_bindings_and_throttles_stay(make_database: MakeDataba
     assert call(db, "read", "fast", 30, 1) == []
     assert [(row.message, row.headers) for row in call(db, "set_vt", "fast", 1, 0)] == [({"k": 1}, {"h": 2})]
     assert {row.queue_name for row in call(db, "send_batch_topic", "logs.a", [Jsonb(1)])} == {"plain", "Upper Case"}
-    assert [(t.queue_name, t.throttle_interval_ms) for t in call(db, "list_notify_insert_throttles")] == [("plain", 500)]
+    throttles = call(db, "list_notify_insert_throttles")
+    assert [(row.queue_name, row.throttle_interval_ms) for row in throttles] == [("plain", 500)]
 
 
 def test_a_queue_taken_over_is_dropped_with_all_that_it_has(reference: Database) -> None:
@@ -605,3 +606,35 @@ def test_psql_over_the_objects_of_the_reference_refuses_and_changes_nothing(make
     assert result.returncode != 0
     assert "this database has pgmq already" in result.stderr
     assert described(db) == before
+
+
+def test_queues_made_without_an_extension_move_as_the_manual_says(make_database: MakeDatabase) -> None:
+    database = make_database(extension=False)
+    db = database.connect()
+    db.execute(pgmq.install.get_embedded_install_sql())
+    for name in ("plain", "Upper Case", LONG):
+        call(db, "create", name)
+        call(db, "send_batch", name, [Jsonb(n) for n in range(4)])
+        call(db, "read", name, 3600, 1)
+        call(db, "archive", name, 2)
+    call(db, "create_unlogged", "fast")
+    call(db, "bind_topic", "a.*", "plain")
+    call(db, "enable_notify_insert", "plain", 500)
+    lists = ["table pgmq.meta", "select pattern, queue_name, bound_at from pgmq.topic_bindings"]
+    before = [sorted(db.execute(query).fetchall()) for query in lists]
+    manual = (servers.ROOT / "docs" / "upgrading.md").read_text()
+    db.execute(re.search(r"```sql\n(begin;.*?)```", manual, re.S).group(1))
+    assert [sorted(db.execute(query).fetchall()) for query in lists] == before
+    for name in ("plain", "Upper Case", LONG):
+        assert [(row.msg_id, row.read_ct) for row in call(db, "read", name, 0, 10)] == [(3, 1), (4, 1)]
+        assert [row.msg_id for row in call(db, "set_vt", name, 1, 0)] == [1]
+        assert call(db, "archive", name, 1) == [(True,)]
+        call(db, "purge_queue", name)
+    throttles = call(db, "list_notify_insert_throttles")
+    assert [(row.queue_name, row.throttle_interval_ms) for row in throttles] == [("plain", 500)]
+    assert call(db, "send_topic", "a.b", Jsonb(1)) == [(1,)]
+    call(db, "purge_queue", "plain")
+    for name in ("plain", "Upper Case", LONG, "fast"):
+        every_verb(db, name)
+        assert call(db, "drop_queue", name) == [(True,)]
+    assert db.execute("select relname from pg_class where relname ~ '^[qa]_'").fetchall() == []
