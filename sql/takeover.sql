@@ -83,7 +83,7 @@ begin
 end
 $do$;
 
--- All locks at once or none: a session that has used one queue and is about to use another must not wait for this one
+-- All locks of tables at once or none: a session that has used one queue and is about to use another must not wait for this one
 -- while this one waits for it. Half of deadlock_timeout is when neither has been taken for a deadlock. It tries for a
 -- minute, or for lock_timeout where that is set.
 do $do$
@@ -339,8 +339,8 @@ begin
 end
 $do$;
 
--- The constraints and indexes of the lists, under the names and of the kind they have here. A list that is missing comes
--- with what CREATE EXTENSION runs.
+-- The constraints and indexes of the lists, under the names and of the kind they have here. A list that is missing
+-- comes with what CREATE EXTENSION runs.
 drop index if exists pgmq.idx_topic_bindings_covering;
 drop index if exists pgmq.topic_bindings_queue_name_idx;
 drop index if exists pgmq.idx_notify_throttle_active;
