@@ -2,21 +2,25 @@
 # make install    install the extension into the server that PG_CONFIG names
 # make installcheck   a smoke test of what is installed, on the server that libpq's variables name
 # make demo       the README's tour on a throwaway server
+# make release-check   hold updates against a fresh install
 # make test       the tests on the newest server found; make test-all on every major version, with the clients from npm
 # make dist       the distribution for PGXN, out of what is committed
 EXTENSION = pgmq
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgmq.control)
-DATA = sql/pgmq--$(EXTVERSION).sql
+# The versions of the reference implementation that an update takes over.
+REFERENCE = 1.10.0 1.10.1 1.11.0 1.11.1 1.12.0 1.12.1 1.13.0 1.13.1
+TAKEOVERS = $(REFERENCE:%=sql/pgmq--%--$(EXTVERSION).sql)
+DATA = sql/pgmq--$(EXTVERSION).sql $(TAKEOVERS)
 REGRESS = smoke
 REGRESS_OPTS = --inputdir=tests --load-extension=plpython3u --load-extension=pgmq
-EXTRA_CLEAN = sql/pgmq--$(EXTVERSION).sql sql/pgmq.sql
+EXTRA_CLEAN = $(DATA) sql/pgmq.sql
 
 PYTHON ?= python3
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 # A distribution has the scripts in it, and the order in which it was unpacked does not make them old.
 SOURCES = $(if $(wildcard .git),sql/build.py pgmq.control $(filter-out sql/pgmq%,$(wildcard sql/*.sql)) $(wildcard plpy/*.py))
-SCRIPTS = sql/pgmq--$(EXTVERSION).sql sql/pgmq.sql
+SCRIPTS = $(DATA) sql/pgmq.sql
 
 all: $(SCRIPTS)
 
@@ -25,6 +29,9 @@ sql/pgmq--$(EXTVERSION).sql: $(SOURCES)
 
 sql/pgmq.sql: $(SOURCES)
 	$(PYTHON) sql/build.py --psql > $@.new && mv $@.new $@
+
+$(TAKEOVERS): $(SOURCES)
+	$(PYTHON) sql/build.py --takeover > $@.new && mv $@.new $@
 
 DISTRIBUTION = pgmq-$(EXTVERSION)
 
@@ -60,7 +67,11 @@ test-major: $(SCRIPTS) $(VENV)/made
 test-all: lint
 	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
 
-.PHONY: all demo dist lint test test-major test-all
+# What an update gives is what CREATE EXTENSION gives.
+release-check: $(SCRIPTS) $(VENV)/made
+	$(PYTEST) tests/test_release.py $(PYTEST_ARGS)
+
+.PHONY: all demo dist lint test test-major test-all release-check
 
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)

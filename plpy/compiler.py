@@ -32,6 +32,8 @@ class Queue(NamedTuple):
     is_partitioned: bool
     has_fifo_index: bool
     server_version: int
+    # Of the queue table, quoted.
+    owner: str
     # The columns that new tables are partitioned by: none, the id or a time.
     queue_key: str = ""
     archive_key: str = ""
@@ -84,6 +86,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         "row_id": "msg_id" if queue.is_partitioned else "ctid",
         "row_type": "bigint" if queue.is_partitioned else "tid",
         "group": GROUP % "",
+        "owner": queue.owner,
         "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
     }
     words.update(more or {})

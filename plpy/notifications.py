@@ -47,20 +47,8 @@ def table_of(found: Listed) -> str:
 def make(found: Listed, parts: Sequence[str], throttle_interval_ms: int) -> None:
     """Make these parts of the queue; "notify" is the trigger function, which remembers no notification then."""
     # A channel has at most 63 bytes, and LISTEN cuts a longer name in the same way.
-    row = rows(
-        """
-        select ('pgmq.q_' || $1 || '.INSERT')::name::text as channel, pg_get_userbyid(relowner)::text as owner
-        from pg_class
-        where oid = $2::regclass
-        """,
-        ["text", "text"],
-        [found.name, table_of(found)],
-    )[0]
-    more = {
-        "literal:channel": plpy.quote_literal(row["channel"]),
-        "throttle": str(throttle_interval_ms),
-        "owner": plpy.quote_ident(row["owner"]),
-    }
+    row = rows("select ('pgmq.q_' || $1 || '.INSERT')::name::text as channel", ["text"], [found.name])[0]
+    more = {"literal:channel": plpy.quote_literal(row["channel"]), "throttle": str(throttle_interval_ms)}
     run(statements(found.queue, parts, more))
 
 
@@ -80,6 +68,24 @@ def drop_other_triggers(found: Listed) -> str:
             [table_of(found)],
         )
     )
+
+
+def turn_on(found: Listed, throttle_interval_ms: int) -> None:
+    is_on = rows(
+        "select from pg_trigger where tgrelid = $1::regclass and tgname = 'notify_insert'", ["text"], [table_of(found)]
+    )
+    make(found, ["notify"] if is_on else ["notify_memory", "notify", "notify_trigger"], throttle_interval_ms)
+    run(drop_other_triggers(found))
+
+
+@sql("_compile_notify(queue_name text) returns void", "set client_min_messages = warning")
+def compile_notify(queue_name: str) -> None:
+    """Internal: makes what notifies of inserts into a queue, as pgmq.notify_insert_throttle has it, if it has it."""
+    found = queue_that_exists(queue_name)
+    for row in rows(
+        "select throttle_interval_ms from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name]
+    ):
+        turn_on(found, row["throttle_interval_ms"])
 
 
 @sql(
@@ -107,11 +113,7 @@ def enable_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
         ["text", "integer"],
         [found.name, throttle_interval_ms],
     )
-    is_on = rows(
-        "select from pg_trigger where tgrelid = $1::regclass and tgname = 'notify_insert'", ["text"], [table_of(found)]
-    )
-    make(found, ["notify"] if is_on else ["notify_memory", "notify", "notify_trigger"], throttle_interval_ms)
-    run(drop_other_triggers(found))
+    turn_on(found, throttle_interval_ms)
 
 
 @sql(

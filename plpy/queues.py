@@ -30,6 +30,7 @@ def find(queue_name: str) -> Found:
             current_setting('server_version_num')::integer as server_version,
             case when q.relispartition then 'partition' else q.relkind::text end as kind,
             coalesce(q.relpersistence = 'u', false) as is_unlogged,
+            coalesce(quote_ident(pg_get_userbyid(q.relowner)), 'current_user') as owner,
             case when a.relispartition then 'partition' else a.relkind::text end as archive_kind,
             to_regclass('pgmq.' || quote_ident(pgmq._stem($1) || '$fifo')) is not null as has_fifo_index
         from (
@@ -50,6 +51,7 @@ def find(queue_name: str) -> Found:
         is_partitioned=row["kind"] == "p",
         has_fifo_index=row["has_fifo_index"],
         server_version=row["server_version"],
+        owner=row["owner"],
     )
     return Found(queue, row["kind"], row["archive_kind"])
 
@@ -140,11 +142,17 @@ def own_functions(queue: Queue) -> str:
 
 
 def describe_functions(queue: Queue, queue_name: str) -> None:
-    """Comment on a queue's own functions, and let everybody call them: what they may do the table decides."""
+    """Comment on a queue's own functions, and let everybody call them: what they may do the table decides.
+
+    They belong to the owner of the table, whoever compiles: one that is SECURITY DEFINER must not run as a superuser.
+    """
     run(
         "".join(
-            "grant execute on function {signature} to public;\ncomment on function {signature} is {text};\n".format(
+            "alter function {signature} owner to {owner};\n"
+            "grant execute on function {signature} to public;\n"
+            "comment on function {signature} is {text};\n".format(
                 signature=row["signature"],
+                owner=queue.owner,
                 text=plpy.quote_literal(
                     "The %s of queue %s, made by pgmq.create. Call the function of pgmq."
                     % (row["verb"], plpy.quote_ident(queue_name))

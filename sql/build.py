@@ -1,6 +1,7 @@
 """Build the install script out of plpy/ and sql/: python3 sql/build.py --extension > sql/pgmq--2.0.0.sql
 
-With --extension it is the script of CREATE EXTENSION, with --psql one for psql alone.
+With --extension it is the script of CREATE EXTENSION, with --psql one for psql alone, with --takeover that of
+ALTER EXTENSION UPDATE from the reference implementation.
 
 A module of plpy/ becomes a part of one function of the server, pgmq._load, which puts the functions of the extension
 into GD once a session. Each that carries @sql("signature") gets an SQL function that finds it there, with its docstring
@@ -19,6 +20,7 @@ MODULES = ("interface", "compiler", "partman", "queues", "partitions", "topics",
 SCRIPTS = ("schema", "names", "queues", "messages", "groups", "topics", "notifications")
 
 HEADER = {
+    "takeover": '\\echo Use "alter extension pgmq update" to load this file. \\quit\n',
     "extension": '\\echo Use "create extension pgmq cascade" to load this file. \\quit\n',
     "psql": """\\set ON_ERROR_STOP on
 begin;
@@ -27,7 +29,7 @@ begin
     if to_regclass('pgmq.meta') is not null then
         raise exception 'pgmq: this database has pgmq already'
             using errcode = 'duplicate_object',
-                hint = 'UPGRADING says how a later version takes the place of an earlier one.';
+                hint = 'docs/upgrading.md says how a later version takes the place of an earlier one.';
     end if;
 end
 $do$;
@@ -35,7 +37,7 @@ create extension if not exists plpython3u;
 create schema if not exists pgmq;
 """,
 }
-FOOTER = {"extension": "", "psql": "commit;\n"}
+FOOTER = {"extension": "", "takeover": "", "psql": "commit;\n"}
 
 
 def version() -> str:
@@ -119,6 +121,50 @@ def loader(sources: str, key: str) -> str:
     )
 
 
+def signatures(script: str) -> list[str]:
+    """The functions of a script as the catalogs show them: name, arguments, result, number of defaults."""
+    found = re.findall(
+        r"^create function pgmq\.(\w+)\((.*?)\)\nreturns (.*?)\n(?=language|volatile|stable|immutable)",
+        script,
+        re.M | re.S,
+    )
+    listed = []
+    for name, arguments, result in found:
+        named = " ".join(re.sub(r" default [^,\n]+", "", arguments).split())
+        text = f"{name}({named}) {result}, {arguments.count(' default ')}".lower()
+        listed.append(text.replace("timestamptz", "timestamp with time zone").replace("table (", "table("))
+    return listed
+
+
+def tables_where_missing(schema: str) -> str:
+    """The script of the schema for a database that has some of it: what is there keeps its privileges."""
+    parts = []
+    for paragraph in re.split(r"\n\n(?=create (?:type|table) )", schema):
+        statements = re.findall(r"^[a-z].*?;$", paragraph, re.M | re.S)
+        made = re.match(r"create (?:type|table) (pgmq\.\w+)", statements[0]) if statements else None
+        if made is None:
+            continue
+        always = [s for s in statements if s.startswith(("comment ", "create index ", "select "))]
+        once = "\n".join(s for s in statements if s not in always and not s.startswith("grant usage on schema"))
+        parts.append(
+            f"do $do$\nbegin\nif to_regclass('{made.group(1)}') is null then\n{once}\nend if;\nend\n$do$;\n"
+            + "\n".join(always)
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def takeover_script(script: str, schema: str) -> str:
+    """The script of an update from the reference, out of that of CREATE EXTENSION."""
+    before, after = re.split(r"^-- @part \w+\n", (HERE / "takeover.sql").read_text(), flags=re.M)[1:]
+    regex = re.search(r"compiled_regex text generated always as \(\n\s+(.*?)\n", schema)
+    if regex is None:
+        sys.exit("schema.sql has no compiled_regex")
+    listed = ",\n                        ".join(f"'{signature}'" for signature in signatures(script))
+    before = before.replace("@signatures@", listed).replace("@compiled_regex@", regex.group(1))
+    rest = re.sub(r"^create function ", "create or replace function ", script.removeprefix(schema), flags=re.M)
+    return "\n".join([before, tables_where_missing(schema), rest, after])
+
+
 def install_script(kind: str) -> str:
     sources = "\n\n".join(module_source(name) for name in MODULES)
     # A session may outlive an upgrade: what it has loaded is known by version and content.
@@ -129,6 +175,8 @@ def install_script(kind: str) -> str:
     if kind == "psql":
         script = re.sub(r"^select pg_catalog\.pg_extension_config_dump.*\n", "", script, flags=re.M)
         script = script.replace("@extowner@", "current_user")
+    elif kind == "takeover":
+        script = takeover_script(script, (HERE / "schema.sql").read_text())
     return HEADER[kind] + "\n" + script + FOOTER[kind]
 
 
@@ -137,6 +185,7 @@ def main() -> None:
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--extension", dest="kind", action="store_const", const="extension")
     kinds.add_argument("--psql", dest="kind", action="store_const", const="psql")
+    kinds.add_argument("--takeover", dest="kind", action="store_const", const="takeover")
     sys.stdout.write(install_script(parser.parse_args().kind))
 
 

@@ -5,6 +5,7 @@
 --   @function:read@         the queue's own function of that name, qualified and quoted: pgmq."q_orders$read"
 --   @sequence:head@         the queue's own sequence, likewise
 --   @literal:head@          the same as a string literal
+--   @owner@                 the owner of the queue's table, quoted
 --   @persistence@           "unlogged" or nothing, for the table
 --   @queue_key@, @queue_partitioning@, @archive_key@, @archive_partitioning@
 --                           the columns of the primary keys, and "partition by range (...)" or nothing
@@ -21,7 +22,6 @@
 --
 --   @literal:channel@       where notifications are on, the channel as a string literal
 --   @throttle@              and the least time between two of them, in milliseconds
---   @owner@                 and the owner of the queue's table, quoted
 --
 -- "$" is refused in queue names, so no table, sequence or function of another queue can have one of these names.
 
@@ -109,9 +109,15 @@ alter table @template@ set (
 create table if not exists @archive_template@ (like @archive@);
 
 -- @section hints
-create @unlogged@ sequence if not exists @sequence:head@ owned by @queue@.vt;
-create @unlogged@ sequence if not exists @sequence:due@ owned by @queue@.vt;
-create @unlogged@ sequence if not exists @sequence:sweep@ owned by @queue@.vt;
+create @unlogged@ sequence if not exists @sequence:head@;
+create @unlogged@ sequence if not exists @sequence:due@;
+create @unlogged@ sequence if not exists @sequence:sweep@;
+alter sequence @sequence:head@ owner to @owner@;
+alter sequence @sequence:due@ owner to @owner@;
+alter sequence @sequence:sweep@ owner to @owner@;
+alter sequence @sequence:head@ owned by @queue@.vt;
+alter sequence @sequence:due@ owned by @queue@.vt;
+alter sequence @sequence:sweep@ owned by @queue@.vt;
 grant select on @sequence:head@, @sequence:due@, @sequence:sweep@ to public;
 
 -- @section privileges

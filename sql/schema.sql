@@ -43,6 +43,7 @@ alter table pgmq.meta replica identity using index meta_queue_name_key;
 -- The script of a trusted extension runs as the superuser: who asked for the extension is to be able to use it, and
 -- to let others.
 grant all on table pgmq.meta to @extowner@ with grant option;
+grant select on table pgmq.meta to pg_monitor;
 select pg_catalog.pg_extension_config_dump('pgmq.meta', '');
 
 create table pgmq.topic_bindings (
@@ -59,6 +60,7 @@ comment on table pgmq.topic_bindings is
 'One row for each pattern bound to a queue. It can be edited directly: what is committed counts at once.';
 comment on column pgmq.topic_bindings.compiled_regex is 'The pattern as a regular expression.';
 grant all on table pgmq.topic_bindings to @extowner@;
+grant select on table pgmq.topic_bindings to pg_monitor;
 select pg_catalog.pg_extension_config_dump('pgmq.topic_bindings', '');
 
 create table pgmq.topic_version (
@@ -82,6 +84,7 @@ disable_notify_insert: the queue''s own trigger function carries the throttle, a
 too.';
 comment on column pgmq.notify_insert_throttle.last_notified_at is 'Not kept here: see list_notify_insert_throttles.';
 grant all on table pgmq.notify_insert_throttle to @extowner@;
+grant select on table pgmq.notify_insert_throttle to pg_monitor;
 select pg_catalog.pg_extension_config_dump('pgmq.notify_insert_throttle', '');
 
 -- The bindings and throttles of a queue go with its row of pgmq.meta, and need it, as with a foreign key. That is not what
@@ -151,4 +154,3 @@ after delete or update of queue_name on pgmq.meta
 for each row execute function pgmq._follow_queue();
 
 grant usage on schema pgmq to pg_monitor;
-grant select on table pgmq.meta, pgmq.topic_bindings, pgmq.notify_insert_throttle to pg_monitor;
