@@ -17,7 +17,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULES = ("interface", "compiler", "partman", "queues", "partitions", "topics", "notifications")
-SCRIPTS = ("schema", "names", "queues", "messages", "groups", "topics", "notifications")
+SCRIPTS = ("schema", "references", "names", "queues", "messages", "groups", "topics", "notifications")
 
 HEADER = {
     "takeover": '\\echo Use "alter extension pgmq update" to load this file. \\quit\n',
@@ -144,7 +144,7 @@ def tables_where_missing(schema: str) -> str:
         made = re.match(r"create (?:type|table) (pgmq\.\w+)", statements[0]) if statements else None
         if made is None:
             continue
-        always = [s for s in statements if s.startswith(("comment ", "create index ", "select "))]
+        always = [s for s in statements if s.startswith(("alter ", "comment ", "create index ", "select "))]
         once = "\n".join(s for s in statements if s not in always and not s.startswith("grant usage on schema"))
         parts.append(
             f"do $do$\nbegin\nif to_regclass('{made.group(1)}') is null then\n{once}\nend if;\nend\n$do$;\n"

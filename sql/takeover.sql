@@ -361,13 +361,11 @@ begin
         add column compiled_regex text generated always as (
             @compiled_regex@
         ) stored,
-        add primary key (pattern, queue_name),
-        add foreign key (queue_name) references pgmq.meta (queue_name) on delete cascade;
+        add primary key (pattern, queue_name);
     end if;
     if to_regclass('pgmq.notify_insert_throttle') is not null then
         alter table pgmq.notify_insert_throttle
         add primary key (queue_name),
-        add foreign key (queue_name) references pgmq.meta (queue_name) on delete cascade,
         add check (throttle_interval_ms >= 0);
     end if;
 end
@@ -471,6 +469,15 @@ begin
             and p.proowner <> current_user::regrole
     loop
         execute format('alter function %s owner to current_user', object);
+    end loop;
+    -- But for the two that write the lists: as a superuser they would run what the lists' owner makes a trigger of them.
+    for object in
+        select pg_get_userbyid(c.relowner)
+        from pg_class as c
+        where c.oid = 'pgmq.topic_bindings'::regclass
+    loop
+        execute format('alter function pgmq._check_queue() owner to %I', object);
+        execute format('alter function pgmq._follow_queue() owner to %I', object);
     end loop;
 
     -- What the script has granted on the tables of queues would count as the extension's, too: no longer when they have
