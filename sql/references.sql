@@ -1,6 +1,6 @@
--- The bindings and throttles of a queue go with its row of pgmq.meta, and need it, as with a foreign key. That is not what
--- they have: pg_restore --jobs loads the tables of an extension in any order, with their constraints in place. As foreign
--- keys do, the triggers work with the rights of the tables' owner.
+-- The bindings and throttles of a queue go with its row of pgmq.meta, and need it, as with a foreign key. That is not
+-- what they have: pg_restore --jobs loads the tables of an extension in any order, with their constraints in place.
+-- As foreign keys do, the triggers work with the rights of the tables' owner.
 create function pgmq._check_queue()
 returns trigger
 language plpgsql
@@ -23,7 +23,8 @@ begin
     return new;
 end
 $function$;
-comment on function pgmq._check_queue() is 'Internal: the trigger that refuses bindings and throttles of an unknown queue.';
+comment on function pgmq._check_queue() is
+'Internal: the trigger that refuses bindings and throttles of an unknown queue.';
 revoke execute on function pgmq._check_queue() from public;
 
 create function pgmq._follow_queue()

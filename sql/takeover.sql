@@ -83,8 +83,8 @@ begin
 end
 $do$;
 
--- All locks of tables at once or none: a session that has used one queue and is about to use another must not wait for this one
--- while this one waits for it. Half of deadlock_timeout is when neither has been taken for a deadlock. It tries for a
+-- All locks of tables at once or none: a session that has used one queue and is about to use another must not wait for
+-- this one while this one waits for it. Half of deadlock_timeout is when neither has been taken for a deadlock. It tries for a
 -- minute, or for lock_timeout where that is set.
 do $do$
 declare
@@ -470,7 +470,8 @@ begin
     loop
         execute format('alter function %s owner to current_user', object);
     end loop;
-    -- But for the two that write the lists: as a superuser they would run what the lists' owner makes a trigger of them.
+    -- But for the two that write the lists: as a superuser they would run what the lists' owner makes a trigger of
+    -- them.
     for object in
         select pg_get_userbyid(c.relowner)
         from pg_class as c

@@ -25,7 +25,10 @@ import psycopg
 import pytest
 import servers
 
+REFERENCE_VERSIONS = ("1.10.0", "1.10.1", "1.11.0", "1.11.1", "1.12.0", "1.12.1", "1.13.0", "1.13.1")
 META = json.loads((servers.ROOT / "META.json").read_text())
+# CREATE EXTENSION, and the updates from the reference implementation.
+SCRIPTS = [f"pgmq--{start}{META['version']}.sql" for start in ("", *(f"{version}--" for version in REFERENCE_VERSIONS))]
 NAME = f"{META['name']}-{META['version']}"
 
 # The PGXN Meta Spec 1.0 as a JSON schema. No package of Python's knows it; this is written from its text.
@@ -175,7 +178,11 @@ def distribution(checkout: pathlib.Path) -> pathlib.Path:
 def test_the_distribution_holds_what_git_has_and_the_install_scripts(
     checkout: pathlib.Path, distribution: pathlib.Path
 ) -> None:
-    expected = {*run("git", "ls-files", cwd=checkout).splitlines(), f"sql/pgmq--{META['version']}.sql", "sql/pgmq.sql"}
+    expected = {
+        *run("git", "ls-files", cwd=checkout).splitlines(),
+        *(f"sql/{name}" for name in SCRIPTS),
+        "sql/pgmq.sql",
+    }
     with zipfile.ZipFile(distribution) as archive:
         files = [name for name in archive.namelist() if not name.endswith("/")]
         assert sorted(files) == sorted(f"{NAME}/{name}" for name in expected)
@@ -291,7 +298,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_pgxn_install_load_unload_and_uninstall(site: Site, distribution: pathlib.Path) -> None:
     assert site.extension_files == []
     site.pgxn("install", distribution)
-    assert site.extension_files == [f"pgmq--{META['version']}.sql", "pgmq.control"]
+    assert site.extension_files == sorted([*SCRIPTS, "pgmq.control"])
 
     with site.connect() as connection:
         connection.execute("create extension plpython3u")

@@ -361,8 +361,9 @@ def test_all_queues_get_the_message_or_none(db: psycopg.Connection, make_queues:
 
 
 # The state of the triggers as they are installed.
-ENABLE = "alter table pgmq.topic_bindings enable replica trigger version_replicated" + "".join(
-    f", enable always trigger version_{name}" for name in ("open", "insert", "update", "delete", "truncate")
+ENABLE = (
+    "alter table pgmq.topic_bindings enable trigger check_queue, enable replica trigger version_replicated"
+    + "".join(f", enable always trigger version_{name}" for name in ("open", "insert", "update", "delete", "truncate"))
 )
 
 
