@@ -2,6 +2,7 @@
 # make install    install the extension into the server that PG_CONFIG names
 # make demo       the README's tour on a throwaway server
 # make test       the tests on the newest server found; make test-all on every major version, with the clients from npm
+# make docker     the image of PG_MAJOR (18); make docker-all of every major version; make test-docker tests them
 EXTENSION = pgmq
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgmq.control)
 DATA = sql/pgmq--$(EXTVERSION).sql
@@ -42,15 +43,26 @@ lint: $(VENV)/made
 	$(VENV)/bin/mypy
 
 test: $(SCRIPTS) $(VENV)/made lint
-	$(PYTEST) -m 'not clients_npm' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not clients_npm and not docker' $(PYTEST_ARGS)
 
 test-major: $(SCRIPTS) $(VENV)/made
-	$(PYTEST) --major $(MAJOR) $(PYTEST_ARGS)
+	$(PYTEST) -m 'not docker' --major $(MAJOR) $(PYTEST_ARGS)
 
 test-all: lint
 	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
 
-.PHONY: all demo lint test test-major test-all
+PG_MAJOR = 18
+docker:
+	docker build --tag pg$(PG_MAJOR)-pgmq:v$(EXTVERSION) --build-arg PG_MAJOR=$(PG_MAJOR) \
+		--build-arg VERSION=$(EXTVERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(DOCKER_FLAGS) .
+
+docker-all:
+	@set -e; for major in $(MAJORS); do $(MAKE) docker PG_MAJOR=$$major; done
+
+test-docker: $(VENV)/made
+	$(PYTEST) --noconftest --numprocesses 0 -m docker tests/test_docker.py $(PYTEST_ARGS)
+
+.PHONY: all demo lint test test-major test-all docker docker-all test-docker
 
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
