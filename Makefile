@@ -52,8 +52,9 @@ test-all: lint
 	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
 
 PG_MAJOR = 18
+IMAGE = pg$(PG_MAJOR)-pgmq:v$(EXTVERSION)
 docker:
-	docker build --tag pg$(PG_MAJOR)-pgmq:v$(EXTVERSION) --build-arg PG_MAJOR=$(PG_MAJOR) \
+	docker build --tag $(IMAGE) --build-arg PG_MAJOR=$(PG_MAJOR) \
 		--build-arg VERSION=$(EXTVERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(DOCKER_FLAGS) .
 
 docker-all:
