@@ -114,7 +114,8 @@ def make_stand_in(major: str) -> str:
     docker(
         "build", "--network", "host", "--tag", name,
         "--build-arg", f"DEBIAN=pgmq-test-debian:{major}", "--build-arg", f"PG_MAJOR={major}",
-        "--build-arg", f"PGDATA={data_directory(major)}", servers.ROOT / "tests" / "docker",
+        "--build-arg", f"PGDATA={data_directory(major)}", "--build-arg", f"DATA={volume_directory(major)}",
+        servers.ROOT / "tests" / "docker",
     )  # fmt: skip
     return name
 
