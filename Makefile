@@ -5,6 +5,7 @@
 # make release-check   hold updates against a fresh install
 # make test       the tests on the newest server found; make test-all on every major version, with the clients from npm
 # make dist       the distribution for PGXN, out of what is committed
+# make docker     the image of PG_MAJOR (18); make docker-all of every major version; make test-docker tests them
 EXTENSION = pgmq
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgmq.control)
 # The versions of the reference implementation that an update takes over.
@@ -59,10 +60,10 @@ lint: $(VENV)/made
 	$(VENV)/bin/mypy
 
 test: $(SCRIPTS) $(VENV)/made lint
-	$(PYTEST) -m 'not clients_npm' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not clients_npm and not docker' $(PYTEST_ARGS)
 
 test-major: $(SCRIPTS) $(VENV)/made
-	$(PYTEST) --major $(MAJOR) $(PYTEST_ARGS)
+	$(PYTEST) -m 'not docker' --major $(MAJOR) $(PYTEST_ARGS)
 
 test-all: lint
 	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
@@ -71,7 +72,19 @@ test-all: lint
 release-check: $(SCRIPTS) $(VENV)/made
 	$(PYTEST) tests/test_release.py $(PYTEST_ARGS)
 
-.PHONY: all demo dist lint test test-major test-all release-check
+PG_MAJOR = 18
+IMAGE = pg$(PG_MAJOR)-pgmq:v$(EXTVERSION)
+docker:
+	docker build --tag $(IMAGE) --build-arg PG_MAJOR=$(PG_MAJOR) \
+		--build-arg VERSION=$(EXTVERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(DOCKER_FLAGS) .
+
+docker-all:
+	@set -e; for major in $(MAJORS); do $(MAKE) docker PG_MAJOR=$$major; done
+
+test-docker: $(VENV)/made
+	$(PYTEST) --noconftest --numprocesses 0 -m docker tests/test_docker.py $(PYTEST_ARGS)
+
+.PHONY: all demo dist lint test test-major test-all release-check docker docker-all test-docker
 
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
