@@ -81,7 +81,7 @@ docker:
 docker-all:
 	@set -e; for major in $(MAJORS); do $(MAKE) docker PG_MAJOR=$$major; done
 
-test-docker: $(VENV)/made
+test-docker: $(SCRIPTS) $(VENV)/made
 	$(PYTEST) --noconftest --numprocesses 0 -m docker tests/test_docker.py $(PYTEST_ARGS)
 
 .PHONY: all demo dist lint test test-major test-all release-check docker docker-all test-docker

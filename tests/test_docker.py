@@ -244,7 +244,7 @@ def test_nothing_but_packages_and_our_own_files_is_added_to_the_base(image: Imag
         "/docker-entrypoint-initdb.d/00-pgmq.sql",
         "/usr/share/doc/pgmq/LICENSE",
         f"{extension}/pgmq.control",
-        f"{extension}/pgmq--{version()}.sql",
+        *(f"{extension}/{script.name}" for script in (servers.ROOT / "sql").glob("pgmq--*.sql")),
     }
 
 
