@@ -44,11 +44,12 @@ dist: $(SCRIPTS)
 demo: $(SCRIPTS)
 	@$(PYTHON) tests/demo.py
 
-# The environment of the tests.
+# The environment of the tests. Without pip's cache: a kept build of pgxnclient has in it the path of the environment that
+# it was first built for, and no command of it runs once that one is gone.
 VENV = .venv
 $(VENV)/made: tests/requirements.txt
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) tests/servers.py venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --requirement tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement tests/requirements.txt
 	@touch $@
 
 PYTEST = $(VENV)/bin/python -m pytest
