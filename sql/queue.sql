@@ -120,6 +120,28 @@ alter sequence @sequence:due@ owned by @queue@.vt;
 alter sequence @sequence:sweep@ owned by @queue@.vt;
 grant select on @sequence:head@, @sequence:due@, @sequence:sweep@ to public;
 
+-- A dump of PostgreSQL 14 brings logged ones, those of the notifications too.
+do $do$
+declare
+    logged regclass;
+begin
+    for logged in
+        select c.oid
+        from pg_depend as d
+        join pg_class as c on c.oid = d.objid
+        where d.classid = 'pg_class'::regclass
+            and d.refclassid = 'pg_class'::regclass
+            and d.refobjid = @literal:queue@::regclass
+            and c.relkind = 'S'
+            and c.relpersistence = 'p'
+            and strpos(c.relname, '$') > 0
+            and '@unlogged@' = 'unlogged'
+    loop
+        execute format('alter sequence %s set @unlogged@', logged);
+    end loop;
+end
+$do$;
+
 -- @section privileges
 grant select on @queue@, @archive@ to pg_monitor;
 do $do$
