@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 import servers
-from conftest import Database, call, error_of, eventually, unique
+from conftest import Database, call, error_of, eventually, unique, version_of_run
 from psycopg import sql
 from test_release import from_reference
 
@@ -61,10 +61,6 @@ class Server:
         connection = psycopg.connect(self.dsn, dbname=database, autocommit=True)
         connection.execute("set client_min_messages = warning")
         return connection
-
-
-def version_of_run(config: pytest.Config) -> int:
-    return config.option.major or servers.newest().major
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
