@@ -127,14 +127,11 @@ declare
 begin
     for logged in
         select c.oid
-        from pg_depend as d
-        join pg_class as c on c.oid = d.objid
-        where d.classid = 'pg_class'::regclass
-            and d.refclassid = 'pg_class'::regclass
-            and d.refobjid = @literal:queue@::regclass
-            and c.relkind = 'S'
-            and c.relpersistence = 'p'
-            and strpos(c.relname, '$') > 0
+        from unnest(
+            array[@literal:head@, @literal:due@, @literal:sweep@, @literal:notified@, @literal:notifier@]
+        ) as own (name)
+        join pg_class as c on c.oid = to_regclass(own.name)
+        where c.relpersistence = 'p'
             and '@unlogged@' = 'unlogged'
     loop
         execute format('alter sequence %s set @unlogged@', logged);
