@@ -3,6 +3,7 @@ holds back the vacuum."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -173,6 +174,12 @@ def test_a_session_of_another_database_and_a_logical_slot_hold_nothing_back(
         queue.db.execute("select pg_drop_replication_slot('decoding')")
 
 
+def copy_if_there(source: str, target: str) -> None:
+    """Files of a running server may go."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
+
 @pytest.fixture
 def standby(cluster: servers.Cluster, db: psycopg.Connection) -> Iterator[Callable[[str], str]]:
     """Starts a standby with feedback, with or without a slot, and returns how to connect to it."""
@@ -191,7 +198,10 @@ def standby(cluster: servers.Cluster, db: psycopg.Connection) -> Iterator[Callab
         )
         db.execute(f"select {start_backup}")
         shutil.copytree(
-            cluster.directory / "data", directory / "data", ignore=shutil.ignore_patterns("postmaster.*", "pg_replslot")
+            cluster.directory / "data",
+            directory / "data",
+            ignore=shutil.ignore_patterns("postmaster.*", "pg_replslot"),
+            copy_function=copy_if_there,
         )
         label = db.execute(f"select labelfile from {stop_backup}").fetchone()[0]
         (directory / "data" / "pg_replslot").mkdir()
