@@ -38,8 +38,8 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
-    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
-        using msg, null::jsonb, now();
+    return query execute 'select ' || pgmq._function(queue_name, 'send_now') || '($1)'
+        using msg;
 end
 $function$;
 comment on function pgmq.send(text, jsonb) is
@@ -198,7 +198,18 @@ create function pgmq.read(queue_name text, vt integer, qty integer, conditional 
 returns setof pgmq.message_record
 language plpgsql
 as $function$
+declare
+    claimed record;
 begin
+    if qty = 1 and coalesce(conditional, '{}') = '{}' then
+        execute 'select ' || pgmq._function(queue_name, 'read_one') || '($1) as message'
+            into claimed
+            using coalesce(vt, pgmq._required('vt', vt));
+        if claimed.message is distinct from null then
+            return next claimed.message;
+        end if;
+        return;
+    end if;
     return query execute 'select * from ' || pgmq._function(queue_name, 'read') || '($1, $2, $3)'
         using coalesce(vt, pgmq._required('vt', vt)), qty, nullif(conditional, '{}');
 end
@@ -267,7 +278,17 @@ create function pgmq.pop(queue_name text, qty integer default 1)
 returns setof pgmq.message_record
 language plpgsql
 as $function$
+declare
+    claimed record;
 begin
+    if qty = 1 then
+        execute 'select ' || pgmq._function(queue_name, 'pop_one') || '() as message'
+            into claimed;
+        if claimed.message is distinct from null then
+            return next claimed.message;
+        end if;
+        return;
+    end if;
     return query execute 'select * from ' || pgmq._function(queue_name, 'pop') || '($1)'
         using qty;
 end

@@ -186,6 +186,21 @@ begin
 end
 $function$;
 
+-- The commonest send, without headers and delay: what is not passed through two calls costs nothing.
+create or replace function @function:send_now@(content jsonb)
+returns bigint
+language plpgsql
+as $function$
+declare
+    id bigint;
+begin
+    insert into @queue@ (vt, message)
+    values (now(), content)
+    returning msg_id into id;
+    return id;
+end
+$function$;
+
 create or replace function @function:send_batch@(contents jsonb[], properties jsonb[], visible_at timestamptz)
 returns setof bigint
 language plpgsql

@@ -5,11 +5,8 @@
 -- another transaction holds, gives nothing. With "takes_rest" a group gives what else is visible of it before the
 -- next.
 -- @fragment group_variables
-moment constant timestamptz := clock_timestamp();
-from_start boolean := false;
+@fragment:hint_variables@
 wanted constant bigint := coalesce(quantity, 9223372036854775807);
-head bigint;
-due timestamptz;
 place bigint := -1;
 size bigint := least(greatest(4 * quantity::bigint, 100), 10000);
 walked bigint := 0;
@@ -32,7 +29,7 @@ claimed @row_type@[] := '{}';
 
 -- @fragment group_claim
 @fragment:check_quantity@
-@fragment:sweep_if_due@
+@fragment:read_hints@
 <<search>>
 while cardinality(claimed) < wanted and not is_last loop
     @fragment:group_candidates@
@@ -78,17 +75,11 @@ end if;
 -- instead.
 -- @fragment group_candidates_indexed
 if walked = 0 then
-    head := case when from_start then 0 else coalesce(pg_sequence_last_value(@literal:head@), 0) end;
-    due :=
-        @fragment:due_hint@;
     select array_agg(d.msg_id), array_agg(d.message_group), array_agg(d.row_id), count(*) = 1000
     into due_ids, due_groups, due_rows, is_dense
     from (
         select d.msg_id, @group:d@ as message_group, d.@row_id@ as row_id
-        from @queue@ as d
-        where d.vt > d.enqueued_at
-            and d.vt >= due
-            and d.vt <= moment
+        @fragment:due_rows@
         limit 1000
     ) as d;
 end if;

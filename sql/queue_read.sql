@@ -7,23 +7,22 @@
 -- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. They are
 -- hints: a wrong one costs time or up to a second of delay, never a message.
 
--- @fragment claim_variables
+-- @fragment hint_variables
 moment constant timestamptz := clock_timestamp();
-from_start boolean := false;
-head bigint := 0;
+head bigint;
 due timestamptz;
-claimed @row_type@[];
-lowest bigint;
-waiting bigint[];
-place bigint;
-found_rows @row_type@[];
-found_id bigint;
 
--- @fragment due_hint
-case
-    when from_start then '-infinity'
-    else to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision)
-end
+-- The hints as variables, since a volatile function is no condition for an index.
+-- @fragment read_hints
+if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0)
+    and not @function:sweep@(moment)
+then
+    head := 0;
+    due := '-infinity';
+else
+    head := coalesce(pg_sequence_last_value(@literal:head@), 0);
+    due := to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
+end if;
 
 -- @fragment check_quantity
 if quantity < 0 then
@@ -32,165 +31,78 @@ if quantity < 0 then
             hint = 'NULL means all.';
 end if;
 
--- @fragment sweep_if_due
-if date_part('epoch', moment) * 1000 >= coalesce(pg_sequence_last_value(@literal:sweep@), 0) then
-    from_start := not @function:sweep@(moment);
-end if;
+-- @fragment due_rows
+from @queue@ as d
+where d.vt > d.enqueued_at
+    and d.vt >= due
+    and d.vt <= moment
 
--- The first ready messages that no other transaction holds, locked; none where something is due again, since they are
--- all there is only while nothing is. The hints stand in subqueries that run once, since a volatile function is no
--- condition for an index, and a subquery costs less than a variable.
+-- The ready messages, where nothing is due again: they are all there is only then.
 -- @fragment ready_rows
 from @queue@ as m
 where m.vt <= m.enqueued_at
-    and m.msg_id >= (select case when from_start then 0 else coalesce(pg_sequence_last_value(@literal:head@), 0) end)
+    and m.msg_id >= head
     and m.vt <= moment
-order by m.msg_id
-limit case
-    when exists (
+    and not exists (
         select
-        from @queue@ as d
-        where d.vt > d.enqueued_at
-            and d.vt >= (
-                select
-                    @fragment:due_hint@
-            )
-            and d.vt <= moment
-    ) then 0
-    else quantity
-end
-for update skip locked
+        @fragment:due_rows@
+    )
+order by m.msg_id
 
--- Locks the first ready messages and leaves them in "claimed".
+-- @fragment claim_variables
+@fragment:hint_variables@
+claimed @row_type@[];
+lowest bigint;
+
+-- Locks the first visible messages and leaves them in "claimed".
 -- @fragment claim
 @fragment:check_quantity@
+@fragment:read_hints@
 if condition is null then
     select array_agg(c.row_id), min(c.msg_id)
     into claimed, lowest
     from (
         select m.@row_id@ as row_id, m.msg_id
         @fragment:ready_rows@
+        limit quantity
+        for update skip locked
     ) as c;
 end if;
-
--- @fragment return_one
-if found then
-    if random() * 32 < 1 then
-        perform @function:advance@(msg_id, 4, moment);
+if claimed is not null then
+    -- One read in many moves the hints up: what it saves the others is some dead rows to step over.
+    if random() * 32 < cardinality(claimed) then
+        perform @function:advance@(lowest, 4::bigint * quantity, moment);
     end if;
-    return next;
-    return;
-end if;
-
--- Where that gave nothing, something may be due again: locks the oldest visible messages of both kinds, in any order.
--- @fragment claim_due
-if claimed is null then
-    due :=
-        @fragment:due_hint@;
-    select array_agg(d.msg_id order by d.msg_id)
-    into waiting
-    from (
-        select d.msg_id
-        from @queue@ as d
-        where d.vt > d.enqueued_at
-            and d.vt >= due
-            and d.vt <= moment
-        limit 1000
-    ) as d;
-    if waiting is null and condition is null then
-        return;
-    elsif coalesce(cardinality(waiting), 0) < 1000 then
-        if condition is null and not from_start then
-            head := coalesce(pg_sequence_last_value(@literal:head@), 0);
-        end if;
-        waiting := coalesce(waiting, '{}');
-        -- In turn, the ready messages before the next that is due again, and those due before the next that is ready.
-        -- One statement for both would lock more than it takes, or sort all that is ready.
-        place := head;
-        loop
-            if waiting[1] > place or waiting = '{}' then
-                select array_agg(c.row_id), min(c.msg_id)
-                into found_rows, found_id
-                from (
-                    select m.@row_id@ as row_id, m.msg_id
-                    from @queue@ as m
-                    where m.vt <= m.enqueued_at
-                        and m.msg_id >= place
-                        and m.msg_id < coalesce(waiting[1], 9223372036854775807)
-                        and m.vt <= moment
-                        and (condition is null or m.message @> condition)
-                    order by m.msg_id
-                    limit quantity - coalesce(cardinality(claimed), 0)
-                    for update skip locked
-                ) as c;
-                claimed := claimed || found_rows;
-                lowest := coalesce(lowest, found_id);
-            end if;
-            exit when waiting = '{}' or cardinality(claimed) >= quantity;
-
-            select m.msg_id
-            into place
-            from @queue@ as m
-            where m.vt <= m.enqueued_at
-                and m.msg_id >= greatest(head, waiting[1])
-                and m.vt <= moment
-                and (condition is null or m.message @> condition)
-            order by m.msg_id
-            limit 1;
-            place := coalesce(place, 9223372036854775807);
-            select array_agg(c.row_id)
-            into found_rows
-            from (
-                select m.@row_id@ as row_id
-                from @queue@ as m
-                where m.msg_id = any (waiting)
-                    and m.msg_id < place
-                    and m.vt <= moment
-                    and (condition is null or m.message @> condition)
-                order by m.msg_id
-                limit quantity - coalesce(cardinality(claimed), 0)
-                for update skip locked
-            ) as c;
-            claimed := claimed || found_rows;
-            exit when cardinality(claimed) >= quantity;
-            waiting := array(
-                select w.msg_id
-                from unnest(waiting) as w (msg_id)
-                where w.msg_id > place
-                order by w.msg_id
-            );
-        end loop;
-    else
-        -- With many due, visible messages are dense: walk all messages by id.
-        select array_agg(c.row_id)
-        into claimed
-        from (
-            select m.@row_id@ as row_id
-            from @queue@ as m
-            where m.vt <= moment
-                and (condition is null or m.message @> condition)
-            order by m.msg_id
-            limit quantity
-            for update skip locked
-        ) as c;
-    end if;
+else
+    claimed := @function:claim_due@(quantity, condition, moment, head, due);
     if claimed is null then
         return;
     end if;
 end if;
 
--- One read in many moves the hints up: what it saves the others is some dead rows to step over.
-if condition is null and random() * 32 < cardinality(claimed) then
-    perform @function:advance@(lowest, 4::bigint * quantity, moment);
+-- The same for one message, where one statement has not already taken it.
+-- @fragment claim_one
+if found then
+    if random() * 32 < 1 then
+        perform @function:advance@(taken.msg_id, 4, moment);
+    end if;
+    return taken;
 end if;
+claimed := @function:claim_due@(1, null, moment, head, due);
+if claimed is null then
+    return null;
+end if;
+
+-- @fragment hide
+update @queue@ as q
+set vt = moment + seconds * interval '1 second',
+    read_ct = q.read_ct + 1,
+    last_read_at = moment
 
 -- What was claimed, invisible from now on.
 -- @fragment changed
 with changed as (
-    update @queue@ as q
-    set vt = moment + seconds * interval '1 second',
-        read_ct = q.read_ct + 1,
-        last_read_at = moment
+    @fragment:hide@
     where q.@row_id@ = any (claimed)
     @fragment:returning_message@
 )
@@ -205,24 +117,7 @@ as $function$
 declare
     @fragment:claim_variables@
 begin
-    @fragment:sweep_if_due@
-    if quantity = 1 and condition is null then
-        -- The commonest read, in one statement.
-        update @queue@ as q
-        set vt = moment + seconds * interval '1 second',
-            read_ct = q.read_ct + 1,
-            last_read_at = moment
-        where q.@row_id@ = (
-            select m.@row_id@
-            @fragment:ready_rows@
-        )
-        @fragment:returning_message@
-        into msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers;
-        @fragment:return_one@
-    else
-        @fragment:claim@
-    end if;
-    @fragment:claim_due@
+    @fragment:claim@
     return query
         @fragment:changed@
         order by c.msg_id;
@@ -237,20 +132,7 @@ declare
     condition constant jsonb := null;
     @fragment:claim_variables@
 begin
-    @fragment:sweep_if_due@
-    if quantity = 1 then
-        delete from @queue@ as q
-        where q.@row_id@ = (
-            select m.@row_id@
-            @fragment:ready_rows@
-        )
-        @fragment:returning_message@
-        into msg_id, read_ct, enqueued_at, last_read_at, vt, message, headers;
-        @fragment:return_one@
-    else
-        @fragment:claim@
-    end if;
-    @fragment:claim_due@
+    @fragment:claim@
     return query
         with removed as (
             delete from @queue@ as q
@@ -263,6 +145,169 @@ begin
 end
 $function$;
 
+-- The commonest reads, of one message, in one statement. They return a record, NULL where there is none: to call a
+-- function that returns a set costs as much as half a read.
+create or replace function @function:read_one@(seconds integer)
+returns record
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    @fragment:hint_variables@
+    taken pgmq.message_record;
+    claimed @row_type@[];
+begin
+    @fragment:read_hints@
+    @fragment:hide@
+    where q.@row_id@ = (
+        select m.@row_id@
+        @fragment:ready_rows@
+        limit 1
+        for update skip locked
+    )
+    @fragment:returning_message@
+    into taken;
+    @fragment:claim_one@
+    @fragment:hide@
+    where q.@row_id@ = any (claimed)
+    @fragment:returning_message@
+    into taken;
+    return taken;
+end
+$function$;
+
+create or replace function @function:pop_one@()
+returns record
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    @fragment:hint_variables@
+    taken pgmq.message_record;
+    claimed @row_type@[];
+begin
+    @fragment:read_hints@
+    delete from @queue@ as q
+    where q.@row_id@ = (
+        select m.@row_id@
+        @fragment:ready_rows@
+        limit 1
+        for update skip locked
+    )
+    @fragment:returning_message@
+    into taken;
+    @fragment:claim_one@
+    delete from @queue@ as q
+    where q.@row_id@ = any (claimed)
+    @fragment:returning_message@
+    into taken;
+    return taken;
+end
+$function$;
+
+-- What is claimed where a read of what is ready gave nothing, or has a condition: something may be due again. Locks
+-- the oldest visible messages of both kinds and returns where they are, in any order, or NULL.
+create or replace function @function:claim_due@(
+    quantity integer,
+    condition jsonb,
+    moment timestamptz,
+    head bigint,
+    due timestamptz
+)
+returns @row_type@[]
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    waiting bigint[];
+    place bigint := case when condition is null then head else 0 end;
+    found_rows @row_type@[];
+    found_id bigint;
+    lowest bigint;
+    claimed @row_type@[] := '{}';
+begin
+    select array_agg(w.msg_id order by w.msg_id)
+    into waiting
+    from (
+        select d.msg_id
+        @fragment:due_rows@
+        limit 1000
+    ) as w;
+    if cardinality(waiting) = 1000 then
+        -- Visible messages are dense: walk all messages by id.
+        claimed := array(
+            select m.@row_id@
+            from @queue@ as m
+            where m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit quantity
+            for update skip locked
+        );
+        return nullif(claimed, '{}');
+    elsif waiting is null and condition is null then
+        return null;
+    end if;
+
+    -- In turn, the ready messages before the next that is due again, and those due before the next that is ready. One
+    -- statement for both would lock more than it takes, or sort all that is ready.
+    loop
+        if coalesce(waiting[1], place) >= place then
+            select array_agg(c.row_id), min(c.msg_id)
+            into found_rows, found_id
+            from (
+                select m.@row_id@ as row_id, m.msg_id
+                from @queue@ as m
+                where m.vt <= m.enqueued_at
+                    and m.msg_id >= place
+                    and m.msg_id < coalesce(waiting[1], 9223372036854775807)
+                    and m.vt <= moment
+                    and (condition is null or m.message @> condition)
+                order by m.msg_id
+                limit quantity - cardinality(claimed)
+                for update skip locked
+            ) as c;
+            claimed := claimed || found_rows;
+            lowest := coalesce(lowest, found_id);
+        end if;
+        exit when waiting[1] is null or cardinality(claimed) >= quantity;
+
+        select m.msg_id
+        into place
+        from @queue@ as m
+        where m.vt <= m.enqueued_at
+            and m.msg_id >= greatest(place, waiting[1])
+            and m.vt <= moment
+            and (condition is null or m.message @> condition)
+        order by m.msg_id
+        limit 1;
+        place := coalesce(place, 9223372036854775807);
+        claimed := claimed || array(
+            select m.@row_id@
+            from @queue@ as m
+            where m.msg_id = any (waiting)
+                and m.msg_id < place
+                and m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit quantity - cardinality(claimed)
+            for update skip locked
+        );
+        exit when cardinality(claimed) >= quantity;
+        waiting := array(
+            select w.msg_id
+            from unnest(waiting) as w (msg_id)
+            where w.msg_id > place
+            order by w.msg_id
+        );
+    end loop;
+    if condition is null and random() * 32 < cardinality(claimed) then
+        perform @function:advance@(lowest, 4::bigint * quantity, moment);
+    end if;
+    return nullif(claimed, '{}');
+end
+$function$;
+
 -- Moves the hints up to what a read has just found: no ready message was free below "lowest". The margin is for
 -- messages whose ids are lower and whose transactions commit or roll back a little later; what is later still waits
 -- for a sweep.
@@ -272,10 +317,8 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
-    -- Variables, since a volatile function is no condition for an index.
-    from_start constant boolean := false;
     due constant timestamptz :=
-        @fragment:due_hint@;
+        to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
     earliest timestamptz;
     new_head bigint;
     new_due bigint;
@@ -283,10 +326,7 @@ declare
 begin
     select d.vt
     into earliest
-    from @queue@ as d
-    where d.vt > d.enqueued_at
-        and d.vt >= due
-        and d.vt <= moment
+    @fragment:due_rows@
     order by d.vt
     limit 1;
     new_head := greatest(lowest - greatest(margin, 128), pg_sequence_last_value(@literal:head@));
