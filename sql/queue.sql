@@ -120,6 +120,25 @@ alter sequence @sequence:due@ owned by @queue@.vt;
 alter sequence @sequence:sweep@ owned by @queue@.vt;
 grant select on @sequence:head@, @sequence:due@, @sequence:sweep@ to public;
 
+-- A dump of PostgreSQL 14 brings logged ones, those of the notifications too.
+do $do$
+declare
+    logged regclass;
+begin
+    for logged in
+        select c.oid
+        from unnest(
+            array[@literal:head@, @literal:due@, @literal:sweep@, @literal:notified@, @literal:notifier@]
+        ) as own (name)
+        join pg_class as c on c.oid = to_regclass(own.name)
+        where c.relpersistence = 'p'
+            and '@unlogged@' = 'unlogged'
+    loop
+        execute format('alter sequence %s set @unlogged@', logged);
+    end loop;
+end
+$do$;
+
 -- @section privileges
 grant select on @queue@, @archive@ to pg_monitor;
 do $do$

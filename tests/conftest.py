@@ -47,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PGMQ_TEST_EXTENSIONS"] = str(cluster.installation.share / "extension")
 
 
+def version_of_run(config: pytest.Config) -> int:
+    """The major version of the server that the tests run on."""
+    return config.option.major or servers.newest().major
+
+
 def install_partman(config: pytest.Config, installation: servers.Installation) -> list[str]:
     """The versions of pg_partman that can be had. The full matrix wants them all, a plain run tests what there is."""
     versions = []

