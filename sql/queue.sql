@@ -112,13 +112,16 @@ create table if not exists @archive_template@ (like @archive@);
 create @unlogged@ sequence if not exists @sequence:head@;
 create @unlogged@ sequence if not exists @sequence:due@;
 create @unlogged@ sequence if not exists @sequence:sweep@;
+create @unlogged@ sequence if not exists @sequence:spread@;
 alter sequence @sequence:head@ owner to @owner@;
 alter sequence @sequence:due@ owner to @owner@;
 alter sequence @sequence:sweep@ owner to @owner@;
+alter sequence @sequence:spread@ owner to @owner@;
 alter sequence @sequence:head@ owned by @queue@.vt;
 alter sequence @sequence:due@ owned by @queue@.vt;
 alter sequence @sequence:sweep@ owned by @queue@.vt;
-grant select on @sequence:head@, @sequence:due@, @sequence:sweep@ to public;
+alter sequence @sequence:spread@ owned by @queue@.vt;
+grant select on @sequence:head@, @sequence:due@, @sequence:sweep@, @sequence:spread@ to public;
 
 -- A dump of PostgreSQL 14 brings logged ones, those of the notifications too.
 do $do$
@@ -128,7 +131,9 @@ begin
     for logged in
         select c.oid
         from unnest(
-            array[@literal:head@, @literal:due@, @literal:sweep@, @literal:notified@, @literal:notifier@]
+            array[
+                @literal:head@, @literal:due@, @literal:sweep@, @literal:spread@, @literal:notified@, @literal:notifier@
+            ]
         ) as own (name)
         join pg_class as c on c.oid = to_regclass(own.name)
         where c.relpersistence = 'p'
@@ -266,7 +271,6 @@ as $function$
 declare
     new_head bigint;
     new_due bigint;
-    new_sweep constant bigint := null;
 begin
     return query
         with changed as (
@@ -292,7 +296,7 @@ begin
             greatest(date_part('epoch', visible_at), 0) * 1000000 - 1,
             coalesce(pg_sequence_last_value(@literal:due@), 0)
         );
-        perform @function:keep@(new_head, new_due, new_sweep);
+        perform @function:keep@(new_head, new_due, null, null);
     end if;
 end
 $function$;

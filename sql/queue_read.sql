@@ -2,10 +2,11 @@
 --
 -- How a read finds its messages is told in docs/internals.md. In short: the index "ready" holds what was never read
 -- nor delayed, in the order of ids; the index "parked" holds what is in flight, delayed or due again, in the order of
--- vt. Three sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
+-- vt. Four sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
 -- written, nothing due was left before the time in "due" (microseconds since 1970), and at the time in "sweep"
--- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. They are
--- hints: a wrong one costs time or up to a second of delay, never a message.
+-- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. In a crowd,
+-- readers of one message begin at different places, over as many ids as "spread" says. They are hints: a wrong one
+-- costs time or up to a second of delay, never a message.
 
 -- @fragment hint_variables
 moment constant timestamptz := clock_timestamp();
@@ -41,7 +42,7 @@ where d.vt > d.enqueued_at
 -- @fragment ready_rows
 from @queue@ as m
 where m.vt <= m.enqueued_at
-    and m.msg_id >= head
+    and m.msg_id >= first_id
     and m.vt <= moment
     and not exists (
         select
@@ -51,6 +52,7 @@ order by m.msg_id
 
 -- @fragment claim_variables
 @fragment:hint_variables@
+first_id bigint;
 claimed @row_type@[];
 lowest bigint;
 
@@ -59,6 +61,7 @@ lowest bigint;
 @fragment:check_quantity@
 @fragment:read_hints@
 if condition is null then
+    first_id := head;
     select array_agg(c.row_id), min(c.msg_id)
     into claimed, lowest
     from (
@@ -80,10 +83,26 @@ else
     end if;
 end if;
 
--- The same for one message, where one statement has not already taken it.
+-- @fragment one_variables
+@fragment:hint_variables@
+-- One read in many begins at the head, whatever the others do, and moves the hints up.
+is_first constant boolean := random() * 32 < 1;
+first_id bigint;
+taken pgmq.message_record;
+claimed @row_type@[];
+
+-- In a crowd everybody would fight for the same message, so there each begins at another place.
+-- @fragment one_place
+@fragment:read_hints@
+first_id := head;
+if not is_first and pg_sequence_last_value(@literal:spread@) > 1 then
+    first_id := head + 128 + (random() * pg_sequence_last_value(@literal:spread@))::bigint;
+end if;
+
+-- Where one statement has not taken a message.
 -- @fragment claim_one
 if found then
-    if random() * 32 < 1 then
+    if is_first then
         perform @function:advance@(taken.msg_id, 4, moment);
     end if;
     return taken;
@@ -153,20 +172,22 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
-    @fragment:hint_variables@
-    taken pgmq.message_record;
-    claimed @row_type@[];
+    @fragment:one_variables@
 begin
-    @fragment:read_hints@
-    @fragment:hide@
-    where q.@row_id@ = (
-        select m.@row_id@
-        @fragment:ready_rows@
-        limit 1
-        for update skip locked
-    )
-    @fragment:returning_message@
-    into taken;
+    @fragment:one_place@
+    loop
+        @fragment:hide@
+        where q.@row_id@ = (
+            select m.@row_id@
+            @fragment:ready_rows@
+            limit 1
+            for update skip locked
+        )
+        @fragment:returning_message@
+        into taken;
+        exit when found or first_id = head;
+        first_id := head;
+    end loop;
     @fragment:claim_one@
     @fragment:hide@
     where q.@row_id@ = any (claimed)
@@ -182,20 +203,22 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
-    @fragment:hint_variables@
-    taken pgmq.message_record;
-    claimed @row_type@[];
+    @fragment:one_variables@
 begin
-    @fragment:read_hints@
-    delete from @queue@ as q
-    where q.@row_id@ = (
-        select m.@row_id@
-        @fragment:ready_rows@
-        limit 1
-        for update skip locked
-    )
-    @fragment:returning_message@
-    into taken;
+    @fragment:one_place@
+    loop
+        delete from @queue@ as q
+        where q.@row_id@ = (
+            select m.@row_id@
+            @fragment:ready_rows@
+            limit 1
+            for update skip locked
+        )
+        @fragment:returning_message@
+        into taken;
+        exit when found or first_id = head;
+        first_id := head;
+    end loop;
     @fragment:claim_one@
     delete from @queue@ as q
     where q.@row_id@ = any (claimed)
@@ -319,19 +342,48 @@ as $function$
 declare
     due constant timestamptz :=
         to_timestamp(coalesce(pg_sequence_last_value(@literal:due@), 0) * 0.000001::double precision);
+    head constant bigint := coalesce(pg_sequence_last_value(@literal:head@), 0);
+    spread constant bigint := coalesce(pg_sequence_last_value(@literal:spread@), 1);
+    snapshot constant pg_snapshot := pg_current_snapshot();
+    horizon constant bigint := pg_snapshot_xmax(snapshot)::text::bigint;
     earliest timestamptz;
+    holders bigint;
     new_head bigint;
     new_due bigint;
     new_sweep constant bigint := null;
+    new_spread bigint;
 begin
     select d.vt
     into earliest
     @fragment:due_rows@
     order by d.vt
     limit 1;
-    new_head := greatest(lowest - greatest(margin, 128), pg_sequence_last_value(@literal:head@));
+    new_head := greatest(lowest - greatest(margin, 128), head);
     new_due := date_part('epoch', coalesce(earliest, moment)) * 1000000 - 10000;
-    perform @function:keep@(new_head, new_due, new_sweep);
+
+    -- A crowd is eight transactions or more that hold messages at the front, taken and not yet committed. (A holder is
+    -- known by the 32 lower bits of its id.)
+    select count(*)
+    into holders
+    from (
+        select distinct m.xmax as holder
+        from @queue@ as m
+        where m.vt <= m.enqueued_at
+            and m.msg_id >= head
+            and m.msg_id < lowest + spread
+            and m.vt <= moment
+            and m.xmax <> '0'::xid
+    ) as h
+    where not pg_visible_in_snapshot(
+        (horizon + 2147483648 - ((horizon + 2147483648 - holder::text::bigint) & 4294967295))::text::xid8,
+        snapshot
+    );
+    new_spread := case
+        when holders >= 8 then least(16 * holders, 1000)
+        when holders > 1 then greatest(spread / 2, 1)
+        else 1
+    end;
+    perform @function:keep@(new_head, new_due, new_sweep, new_spread);
 end
 $function$;
 
@@ -350,7 +402,7 @@ declare
     started timestamptz;
 begin
     -- First, so that others leave it to this session. One that cannot tell them reads without hints.
-    if not @function:keep@(null, null, ((date_part('epoch', moment) + 2) * 1000)::bigint) then
+    if not @function:keep@(null, null, ((date_part('epoch', moment) + 2) * 1000)::bigint, null) then
         return false;
     end if;
     started := clock_timestamp();
@@ -379,26 +431,27 @@ begin
                 date_part('epoch', clock_timestamp())
                 + greatest(1, 10 * date_part('epoch', clock_timestamp() - started))
             )
-        )::bigint
+        )::bigint,
+        null
     );
 end
 $function$;
 
 -- Writes the hints, as far as they are not NULL, and returns whether that was allowed.
-create or replace function @function:keep@(new_head bigint, new_due bigint, new_sweep bigint)
+create or replace function @function:keep@(new_head bigint, new_due bigint, new_sweep bigint, new_spread bigint)
 returns boolean
 language plpgsql
 as $function$
 begin
     if has_sequence_privilege(@literal:head@, 'UPDATE') then
-        perform @function:hint@(new_head, new_due, new_sweep);
+        perform @function:hint@(new_head, new_due, new_sweep, new_spread);
         return true;
     end if;
-    return @function:owner_hint@(new_head, new_due, new_sweep);
+    return @function:owner_hint@(new_head, new_due, new_sweep, new_spread);
 end
 $function$;
 
-create or replace function @function:hint@(new_head bigint, new_due bigint, new_sweep bigint)
+create or replace function @function:hint@(new_head bigint, new_due bigint, new_sweep bigint, new_spread bigint)
 returns void
 language plpgsql
 as $function$
@@ -412,12 +465,15 @@ begin
     if new_sweep is not null then
         perform setval(@literal:sweep@, new_sweep);
     end if;
+    if new_spread is not null then
+        perform setval(@literal:spread@, new_spread);
+    end if;
 end
 $function$;
 
 -- SECURITY DEFINER, so that whoever may read the queue can keep its hints without a grant on the sequences. The
 -- caller is the session's role: one that may not read the queue changes nothing.
-create or replace function @function:owner_hint@(new_head bigint, new_due bigint, new_sweep bigint)
+create or replace function @function:owner_hint@(new_head bigint, new_due bigint, new_sweep bigint, new_spread bigint)
 returns boolean
 language plpgsql
 security definer
@@ -431,7 +487,7 @@ begin
     ) then
         return false;
     end if;
-    perform @function:hint@(new_head, new_due, new_sweep);
+    perform @function:hint@(new_head, new_due, new_sweep, new_spread);
     return true;
 end
 $function$;

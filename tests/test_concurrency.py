@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
@@ -147,6 +148,61 @@ def test_a_reader_whose_session_ends_gives_its_message_back(
     assert call(db, "read", queue, 3600, 1) == []
     db.execute("select pg_terminate_backend(%s)", [session.info.backend_pid])
     assert [row.read_ct for row in eventually(lambda: call(db, "read", queue, 3600, 1))] == [1]
+
+
+@contextlib.contextmanager
+def held(database: Database, queue: str, sessions: int, messages: int = 1, ending: str = "commit") -> Iterator[None]:
+    """While sessions have each read some messages and not committed yet."""
+    holders = [database.connect(autocommit=False) for _ in range(sessions)]
+    try:
+        for holder in holders:
+            assert len(call(holder, "read", queue, 3600, messages)) == messages
+        yield
+    finally:
+        for holder in holders:
+            getattr(holder, ending)()
+            holder.close()
+
+
+@pytest.mark.parametrize("verb", ["read", "pop"])
+def test_in_a_crowd_readers_of_one_message_begin_at_different_places_and_miss_none(
+    database: Database, db: psycopg.Connection, queue: str, verb: str
+) -> None:
+    total = 2000
+    fill(db, queue, total)
+
+    def one() -> list[int]:
+        return ids(call(db, verb, queue, *((3600, 1) if verb == "read" else (1,))))
+
+    # One read in 32 looks around: 500 that do not are not to be expected in the life of this test.
+    with held(database, queue, 10):
+        seen = [one()[0] for _ in range(500)]
+    assert seen != sorted(seen)
+    assert max(seen) < 510 + 128 + 16 * 10
+
+    # The crowd is gone, and with it the disorder: what was passed over comes first.
+    while found := one():
+        seen += found
+    assert seen[1000:] == sorted(seen[1000:])
+    assert sorted(seen) == [*range(11, total + 1)]
+
+
+@pytest.mark.parametrize("sessions, messages", [(1, 100), (7, 10)])
+def test_a_few_readers_that_hold_messages_do_not_disturb_the_order_of_another(
+    database: Database, db: psycopg.Connection, queue: str, sessions: int, messages: int
+) -> None:
+    fill(db, queue, 1000)
+    first = sessions * messages + 1
+    with held(database, queue, sessions, messages):
+        assert [ids(call(db, "read", queue, 3600, 1))[0] for _ in range(500)] == [*range(first, first + 500)]
+
+
+def test_readers_that_rolled_back_are_no_crowd(database: Database, db: psycopg.Connection, queue: str) -> None:
+    fill(db, queue, 600)
+    with held(database, queue, 1):
+        with held(database, queue, 12, ending="rollback"):
+            pass
+        assert [ids(call(db, "read", queue, 3600, 1))[0] for _ in range(500)] == [*range(2, 502)]
 
 
 def read_all(db: psycopg.Connection, queue: str) -> list[int]:
