@@ -5,6 +5,7 @@
 # make release-check   hold updates against a fresh install
 # make test       the tests on the newest server found; make test-all on every major version, with the clients from npm
 # make dist       the distribution for PGXN, out of what is committed
+# make bench      the rivals side by side, some minutes; make bench-full in full size on 15 and 18, hours
 # make docker     the image of PG_MAJOR (18); make docker-all of every major version; make test-docker tests them
 EXTENSION = pgmq
 EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgmq.control)
@@ -69,6 +70,19 @@ test-major: $(SCRIPTS) $(VENV)/made
 test-all: lint
 	@set -e; for major in $(MAJORS); do $(MAKE) test-major MAJOR=$$major; done
 
+# The benchmarks have an environment of their own, and so do the rivals from npm.
+BENCH = .venv-bench
+$(BENCH)/made: benchmarks/requirements.txt
+	@$(PYTHON) -m venv $(BENCH) 2>/dev/null || $(PYTHON) tests/servers.py venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	@touch $@
+
+bench: $(SCRIPTS) $(BENCH)/made
+	$(BENCH)/bin/python -m benchmarks $(BENCH_ARGS)
+
+bench-full: $(SCRIPTS) $(BENCH)/made
+	$(BENCH)/bin/python -m benchmarks --full $(BENCH_ARGS)
+
 # What an update gives is what CREATE EXTENSION gives.
 release-check: $(SCRIPTS) $(VENV)/made
 	$(PYTEST) tests/test_release.py $(PYTEST_ARGS)
@@ -85,7 +99,7 @@ docker-all:
 test-docker: $(SCRIPTS) $(VENV)/made
 	$(PYTEST) --noconftest --numprocesses 0 -m docker tests/test_docker.py $(PYTEST_ARGS)
 
-.PHONY: all demo dist lint test test-major test-all release-check docker docker-all test-docker
+.PHONY: all bench bench-full demo dist lint test test-major test-all release-check docker docker-all test-docker
 
 ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
