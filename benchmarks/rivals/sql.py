@@ -262,8 +262,8 @@ class BareTable(SqlRival):
         " indexes."
     )
     lacks = (
-        "Everything else: its statement walks over delayed and leased messages and dead rows at each read; no functions,"
-        " archive, groups, topics."
+        "Everything else: a read walks over delayed and leased messages and dead rows; no functions, archive, groups,"
+        " topics."
     )
     better = "It is the least that these writes can cost."
     supports = TABLE_KINDS
