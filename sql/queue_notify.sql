@@ -21,12 +21,14 @@ returns trigger
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
 declare
     moment constant bigint := date_part('epoch', clock_timestamp()) * 1000000;
     throttle constant bigint := @throttle@ * 1000::bigint;
     notifier bigint;
     current_id bigint;
+    last_id bigint;
     ahead bigint;
 begin
     if tg_relid <> @literal:queue@::regclass then
@@ -54,14 +56,15 @@ begin
     -- as 32 bits. A session that has never drawn an id for a message, as in a restore, leaves no trace.
     current_id := pg_current_xact_id()::text::bigint;
     begin
-        select (q.xmin::text::bigint - current_id) & 4294967295
-        into ahead
-        from @queue@ as q
-        where q.msg_id = currval(pg_get_serial_sequence(@literal:queue@, 'msg_id'));
+        last_id := currval(pg_get_serial_sequence(@literal:queue@, 'msg_id'));
     exception
         when object_not_in_prerequisite_state then
             return null;
     end;
+    select (q.xmin::text::bigint - current_id) & 4294967295
+    into ahead
+    from @queue@ as q
+    where q.msg_id = last_id;
     if ahead < 2147483648 then
         perform setval(@literal:notifier@, current_id + ahead);
         perform setval(@literal:notified@, moment);

@@ -452,6 +452,23 @@ def test_a_trigger_of_another_version_notifies_until_it_is_replaced(
     assert listener.count() == 0
 
 
+def test_a_notification_does_not_read_through_the_queue(
+    db: psycopg.Connection, sender: psycopg.Connection, queue: str
+) -> None:
+    # A throttle of one millisecond has each of these look up what it has just inserted; the first plans that while the
+    # table is empty.
+    enable(db, queue, 1)
+    send(sender, queue)
+    db.execute("select pgmq.send_batch(%s, array_fill('1'::jsonb, array[2000]))", [queue])
+    time.sleep(0.002)
+    send(sender, queue)
+    read = sender.execute(
+        "select sum(seq_tup_read)::int from pg_stat_xact_user_tables where relname = %s", [f"q_{queue}"]
+    ).fetchone()
+    sender.rollback()
+    assert read == (0,)
+
+
 def test_a_topic_notifies_each_queue(db: psycopg.Connection, database: Database, queue: str) -> None:
     other = unique()
     db.execute("select pgmq.create(%s)", [other])
