@@ -99,6 +99,19 @@ if not is_first and pg_sequence_last_value(@literal:spread@) > 1 then
     first_id := head + 128 + (random() * pg_sequence_last_value(@literal:spread@))::bigint;
 end if;
 
+-- The end of the statement that takes the first ready message, and of its loop.
+-- @fragment ready_row
+where q.@row_id@ = (
+    select m.@row_id@
+    @fragment:ready_rows@
+    limit 1
+    for update skip locked
+)
+@fragment:returning_message@
+into taken;
+exit when found or first_id = head;
+first_id := head;
+
 -- Where one statement has not taken a message.
 -- @fragment claim_one
 if found then
@@ -177,16 +190,7 @@ begin
     @fragment:one_place@
     loop
         @fragment:hide@
-        where q.@row_id@ = (
-            select m.@row_id@
-            @fragment:ready_rows@
-            limit 1
-            for update skip locked
-        )
-        @fragment:returning_message@
-        into taken;
-        exit when found or first_id = head;
-        first_id := head;
+        @fragment:ready_row@
     end loop;
     @fragment:claim_one@
     @fragment:hide@
@@ -208,16 +212,7 @@ begin
     @fragment:one_place@
     loop
         delete from @queue@ as q
-        where q.@row_id@ = (
-            select m.@row_id@
-            @fragment:ready_rows@
-            limit 1
-            for update skip locked
-        )
-        @fragment:returning_message@
-        into taken;
-        exit when found or first_id = head;
-        first_id := head;
+        @fragment:ready_row@
     end loop;
     @fragment:claim_one@
     delete from @queue@ as q
@@ -350,7 +345,6 @@ declare
     holders bigint;
     new_head bigint;
     new_due bigint;
-    new_sweep constant bigint := null;
     new_spread bigint;
 begin
     select d.vt
@@ -383,7 +377,7 @@ begin
         when holders > 1 then greatest(spread / 2, 1)
         else 1
     end;
-    perform @function:keep@(new_head, new_due, new_sweep, new_spread);
+    perform @function:keep@(new_head, new_due, null, new_spread);
 end
 $function$;
 
