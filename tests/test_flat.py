@@ -63,6 +63,9 @@ def test_with_50_000_messages_in_flight(db: psycopg.Connection, queue: str, fres
     fill(db, queue, 51_000)
     for _ in range(50):
         db.execute("select count(*) from pgmq.read(%s, 600, 1000)", [queue])
+    # The head stays four batches behind until one read in 32 moves it up: that of 200 none does is not to be expected.
+    for _ in range(200):
+        db.execute("select msg_id from pgmq.read(%s, 600, 1)", [queue])
     assert cost_of_reads(db, queue) <= 2 * fresh_cost
 
 
