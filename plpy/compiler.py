@@ -1,7 +1,7 @@
 """From the description of a queue to its SQL: the templates of sql/queue.sql, filled in."""
 
 import re
-from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional
+from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional, Tuple
 
 import plpy
 
@@ -39,12 +39,17 @@ class Queue(NamedTuple):
     archive_key: str = ""
 
 
-def template(kind: str, name: str) -> str:
-    """The text of a fragment, or of all sections of a name. A comment before the next one's name is the next one's."""
-    found = re.findall(r"^-- @%s %s\n(.*?)(?=^-- @(?:section|fragment) |\Z)" % (kind, name), TEMPLATES, re.M | re.S)
-    if not found:
-        raise KeyError("no %s %s" % (kind, name))
-    return "\n\n".join(re.sub(r"\n\n(--[^\n]*\n)+\Z", "", text).rstrip("\n") for text in found)
+def parts_of(templates: str) -> Dict[Tuple[str, str], str]:
+    """Fragments and sections by kind and name; sections of one name are one. A comment before a name is that name's."""
+    parts: Dict[Tuple[str, str], str] = {}
+    _, *found = re.split(r"^(?:--(?! @)[^\n]*\n)*-- @(fragment|section) (\w+)\n", templates, flags=re.M)
+    for kind, name, text in zip(found[::3], found[1::3], found[2::3]):
+        known = parts.get((kind, name))
+        parts[kind, name] = "\n\n".join(([known] if known else []) + [text.rstrip("\n")])
+    return parts
+
+
+TEMPLATE = parts_of(TEMPLATES)
 
 
 def with_fragments(queue: Queue, text: str) -> str:
@@ -53,7 +58,7 @@ def with_fragments(queue: Queue, text: str) -> str:
 
     def fragment(found: Match[str]) -> str:
         name = variants.get(found.group(2), found.group(2))
-        lines = with_fragments(queue, template("fragment", name)).split("\n")
+        lines = with_fragments(queue, TEMPLATE["fragment", name]).split("\n")
         return "\n".join(found.group(1) + line if line else line for line in lines)
 
     return re.sub(r"^( *)@fragment:(\w+)@", fragment, text, flags=re.M)
@@ -104,5 +109,5 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         return own(name)
 
     variants = {"settings": "partition_settings"} if queue.is_partitioned else {}
-    text = "\n".join(with_fragments(queue, template("section", variants.get(part, part))) for part in parts)
+    text = "\n".join(with_fragments(queue, TEMPLATE["section", variants.get(part, part)]) for part in parts)
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)

@@ -64,6 +64,7 @@ def create_partitioned(
             make_partitions(partman, table, key, spans, premake, queue.stem + "$" + template)
     run(statements(queue, ("indexes", "settings", "hints", "privileges", "functions")))
     describe_functions(queue, queue_name)
+    rows("select pgmq._dispatch()")
 
 
 @sql(

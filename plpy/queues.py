@@ -123,6 +123,7 @@ def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
         return
     run(statements(queue))
     describe_functions(queue, queue_name)
+    rows("select pgmq._dispatch()")
 
 
 def has_functions(queue: Queue) -> bool:
@@ -199,6 +200,7 @@ def compile_queue(queue_name: str) -> None:
     found = find_existing(queue_name)
     run(statements(found.queue, PARTS[2:]))
     describe_functions(found.queue, queue_name)
+    rows("select pgmq._dispatch()")
 
 
 def index_groups(queue_name: str) -> None:
@@ -256,6 +258,7 @@ def drop_queue(queue_name: str) -> bool:
         plpy.notice("pgmq queue %s does not exist" % plpy.quote_ident(queue_name))
         return False
     rows("delete from pgmq.meta where queue_name = $1", ["text"], [name])
+    rows("select pgmq._dispatch($1)", ["text"], [found.queue.stem])
     templates = []
     if "p" in (found.kind, found.archive_kind):
         templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])

@@ -16,7 +16,7 @@ import re
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODULES = ("interface", "compiler", "partman", "queues", "partitions", "topics", "notifications")
+MODULES = ("interface", "compiler", "dispatch", "partman", "queues", "partitions", "topics", "notifications")
 SCRIPTS = ("schema", "references", "names", "queues", "messages", "groups", "topics", "notifications")
 
 HEADER = {

@@ -1,7 +1,8 @@
 -- Messages. Each function finds the queue's own, compiled from queue.sql, and calls it: nothing here knows a table.
 
 -- When a message with this delay becomes visible. Without a delay that is when it is enqueued, to the microsecond:
--- this is how the ready index knows it.
+-- this is how the ready index knows it. A single expression of a plain argument, so that PL/pgSQL takes it in without a
+-- call.
 create function pgmq._visible_at(delay integer)
 returns timestamptz
 volatile
@@ -9,6 +10,7 @@ language sql
 as $function$
     select case
         when delay > 0 then clock_timestamp() + delay * interval '1 second'
+        when delay is null then pgmq._required('delay', null::timestamptz)
         else now() + delay * interval '1 second'
     end
 $function$;
@@ -38,6 +40,10 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return next @send_now@(msg);
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_now') || '($1)'
         using msg;
 end
@@ -53,6 +59,10 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return next @send@(msg, headers, now());
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
         using msg, headers, now();
 end
@@ -65,8 +75,12 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return next @send@(msg, null::jsonb, pgmq._visible_at(delay));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
-        using msg, null::jsonb, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+        using msg, null::jsonb, pgmq._visible_at(delay);
 end
 $function$;
 comment on function pgmq.send(text, jsonb, integer) is
@@ -77,6 +91,10 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return next @send@(msg, null::jsonb, coalesce(delay, pgmq._required('delay', delay)));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
         using msg, null::jsonb, coalesce(delay, pgmq._required('delay', delay));
 end
@@ -89,8 +107,12 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return next @send@(msg, headers, pgmq._visible_at(delay));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
-        using msg, headers, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+        using msg, headers, pgmq._visible_at(delay);
 end
 $function$;
 comment on function pgmq.send(text, jsonb, jsonb, integer) is
@@ -102,6 +124,10 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return next @send@(msg, headers, coalesce(delay, pgmq._required('delay', delay)));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
         using msg, headers, coalesce(delay, pgmq._required('delay', delay));
 end
@@ -115,6 +141,12 @@ language plpgsql
 as $function$
 begin
     perform pgmq._check_batch(msgs, null::jsonb[]);
+    -- @queues
+    --     return query
+    --         select *
+    --         from @send_batch@(msgs, null::jsonb[], now());
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
         using msgs, null::jsonb[], now();
 end
@@ -132,6 +164,12 @@ language plpgsql
 as $function$
 begin
     perform pgmq._check_batch(msgs, headers);
+    -- @queues
+    --     return query
+    --         select *
+    --         from @send_batch@(msgs, headers, now());
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
         using msgs, headers, now();
 end
@@ -145,8 +183,14 @@ language plpgsql
 as $function$
 begin
     perform pgmq._check_batch(msgs, null::jsonb[]);
+    -- @queues
+    --     return query
+    --         select *
+    --         from @send_batch@(msgs, null::jsonb[], pgmq._visible_at(delay));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
-        using msgs, null::jsonb[], pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+        using msgs, null::jsonb[], pgmq._visible_at(delay);
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], integer) is
@@ -159,6 +203,12 @@ language plpgsql
 as $function$
 begin
     perform pgmq._check_batch(msgs, null::jsonb[]);
+    -- @queues
+    --     return query
+    --         select *
+    --         from @send_batch@(msgs, null::jsonb[], coalesce(delay, pgmq._required('delay', delay)));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
         using msgs, null::jsonb[], coalesce(delay, pgmq._required('delay', delay));
 end
@@ -172,8 +222,14 @@ language plpgsql
 as $function$
 begin
     perform pgmq._check_batch(msgs, headers);
+    -- @queues
+    --     return query
+    --         select *
+    --         from @send_batch@(msgs, headers, pgmq._visible_at(delay));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
-        using msgs, headers, pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)));
+        using msgs, headers, pgmq._visible_at(delay);
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], jsonb[], integer) is
@@ -186,6 +242,12 @@ language plpgsql
 as $function$
 begin
     perform pgmq._check_batch(msgs, headers);
+    -- @queues
+    --     return query
+    --         select *
+    --         from @send_batch@(msgs, headers, coalesce(delay, pgmq._required('delay', delay)));
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
         using msgs, headers, coalesce(delay, pgmq._required('delay', delay));
 end
@@ -199,9 +261,17 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 declare
+    found_one pgmq.message_record;
     claimed record;
 begin
     if qty = 1 and coalesce(conditional, '{}') = '{}' then
+        -- @queues
+        --     found_one := @read_one@(coalesce(vt, pgmq._required('vt', vt)));
+        --     if found_one.msg_id is not null then
+        --         return next found_one;
+        --     end if;
+        --     return;
+        -- @others
         execute 'select ' || pgmq._function(queue_name, 'read_one') || '($1) as message'
             into claimed
             using coalesce(vt, pgmq._required('vt', vt));
@@ -210,6 +280,12 @@ begin
         end if;
         return;
     end if;
+    -- @queues
+    --     return query
+    --         select *
+    --         from @read@(coalesce(vt, pgmq._required('vt', vt)), qty, nullif(conditional, '{}'));
+    --     return;
+    -- @others
     return query execute 'select * from ' || pgmq._function(queue_name, 'read') || '($1, $2, $3)'
         using coalesce(vt, pgmq._required('vt', vt)), qty, nullif(conditional, '{}');
 end
@@ -279,9 +355,17 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 declare
+    found_one pgmq.message_record;
     claimed record;
 begin
     if qty = 1 then
+        -- @queues
+        --     found_one := @pop_one@();
+        --     if found_one.msg_id is not null then
+        --         return next found_one;
+        --     end if;
+        --     return;
+        -- @others
         execute 'select ' || pgmq._function(queue_name, 'pop_one') || '() as message'
             into claimed;
         if claimed.message is distinct from null then
@@ -289,6 +373,12 @@ begin
         end if;
         return;
     end if;
+    -- @queues
+    --     return query
+    --         select *
+    --         from @pop@(qty);
+    --     return;
+    -- @others
     return query execute 'select * from ' || pgmq._function(queue_name, 'pop') || '($1)'
         using qty;
 end
@@ -305,6 +395,9 @@ as $function$
 declare
     deleted boolean;
 begin
+    -- @queues
+    --     return @delete@(msg_id);
+    -- @others
     execute 'select ' || pgmq._function(queue_name, 'delete') || '($1)'
         into deleted
         using msg_id;
@@ -320,6 +413,12 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return query
+    --         select *
+    --         from @delete_batch@(msg_ids);
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'delete_batch') || '($1)'
         using msg_ids;
 end
@@ -335,6 +434,9 @@ as $function$
 declare
     archived boolean;
 begin
+    -- @queues
+    --     return exists (select from @archive@(array[msg_id]));
+    -- @others
     execute 'select exists (select from ' || pgmq._function(queue_name, 'archive') || '($1))'
         into archived
         using array[msg_id];
@@ -350,6 +452,12 @@ returns setof bigint
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return query
+    --         select *
+    --         from @archive@(msg_ids);
+    --     return;
+    -- @others
     return query execute 'select ' || pgmq._function(queue_name, 'archive') || '($1)'
         using msg_ids;
 end
@@ -364,6 +472,15 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return query
+    --         select *
+    --         from @set_vt@(
+    --             array[msg_id],
+    --             clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second'
+    --         );
+    --     return;
+    -- @others
     return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
         using array[msg_id], clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second';
 end
@@ -377,6 +494,12 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return query
+    --         select *
+    --         from @set_vt@(array[msg_id], coalesce(vt, pgmq._required('vt', vt)));
+    --     return;
+    -- @others
     return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
         using array[msg_id], coalesce(vt, pgmq._required('vt', vt));
 end
@@ -390,6 +513,15 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return query
+    --         select *
+    --         from @set_vt@(
+    --             msg_ids,
+    --             clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second'
+    --         );
+    --     return;
+    -- @others
     return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
         using msg_ids, clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second';
 end
@@ -403,6 +535,12 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 begin
+    -- @queues
+    --     return query
+    --         select *
+    --         from @set_vt@(msg_ids, coalesce(vt, pgmq._required('vt', vt)));
+    --     return;
+    -- @others
     return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
         using msg_ids, coalesce(vt, pgmq._required('vt', vt));
 end

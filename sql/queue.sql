@@ -54,8 +54,11 @@ create table if not exists @archive@ (
 
 create index if not exists @index:archived@ on @archive@ (archived_at);
 
+-- Each id is ready once: nothing to deduplicate, which would be tried with every page that is full.
 -- @section indexes
-create index if not exists @index:ready@ on @queue@ (msg_id) where vt <= enqueued_at;
+create index if not exists @index:ready@ on @queue@ (msg_id)
+with (deduplicate_items = off)
+where vt <= enqueued_at;
 
 create index if not exists @index:parked@ on @queue@ (vt) where vt > enqueued_at;
 
@@ -214,8 +217,7 @@ begin
     -- unnest returns the elements in their order, and an insert numbers its rows as they come.
     return query
         insert into @queue@ (vt, message, headers)
-        select visible_at, content, property
-        from unnest(contents, properties) as t (content, property)
+        select visible_at, unnest(contents), unnest(properties)
         returning msg_id;
 end
 $function$;

@@ -390,7 +390,7 @@ begin
             routing_key,
             msgs,
             null::jsonb[],
-            pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)))
+            pgmq._visible_at(delay)
         ) as s;
 end
 $function$;
@@ -421,7 +421,7 @@ begin
             routing_key,
             msgs,
             headers,
-            pgmq._visible_at(coalesce(delay, pgmq._required('delay', delay)))
+            pgmq._visible_at(delay)
         ) as s;
 end
 $function$;

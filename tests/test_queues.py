@@ -231,8 +231,13 @@ def test_a_dump_carries_meta(db: psycopg.Connection) -> None:
     assert ("pgmq.meta",) in carried
 
 
-def test_compile_makes_the_functions_of_a_queue_anew(db: psycopg.Connection, queue: str) -> None:
-    """As for tables that the reference made, or that a dump restored: they have messages and lack everything else."""
+def test_compile_makes_the_functions_of_a_queue_anew(db: psycopg.Connection) -> None:
+    """As for tables that the reference made, or that a dump restored: they have messages and lack everything else.
+
+    With a space in its name it is a queue without direct calls, as one is that was never compiled.
+    """
+    queue = unique("not direct")
+    call(db, "create", queue)
     before = objects(db)
     call(db, "send", queue, Jsonb(1))
     for (signature,) in db.execute(
@@ -243,12 +248,14 @@ def test_compile_makes_the_functions_of_a_queue_anew(db: psycopg.Connection, que
         "select oid::regclass::text from pg_class where relkind = 'S' and starts_with(relname, %s)", [f"q_{queue}$"]
     ).fetchall():
         db.execute(f"drop sequence {sequence}")
-    with error_of(errors.ObjectNotInPrerequisiteState, f"queue {queue} has no function for send", hint="pgmq.compile("):
+    message = f'queue "{queue}" has no function for send'
+    with error_of(errors.ObjectNotInPrerequisiteState, message, hint="pgmq.compile("):
         call(db, "send", queue, Jsonb(2))
     call(db, "compile", queue)
     assert objects(db) == before
     call(db, "send", queue, Jsonb(2))
     assert [row.message for row in call(db, "read", queue, 30, 10)] == [1, 2]
+    call(db, "drop_queue", queue)
 
 
 def test_compile_leaves_messages_and_what_is_in_flight(db: psycopg.Connection, queue: str) -> None:

@@ -1,0 +1,223 @@
+"""The direct calls: which queues the public functions know by name, and that nothing else depends on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from calls import NEED_A_QUEUE
+from conftest import Database, call, error_of, unique
+from psycopg import errors, sql
+from psycopg.types.json import Jsonb
+
+MOST = 16
+
+
+@pytest.fixture
+def database(make_database: Callable[..., Database]) -> Iterator[Database]:
+    """A database of the test's own, since which queues are known depends on all there are."""
+    database = make_database()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def db(database: Database) -> psycopg.Connection:
+    return database.connect()
+
+
+def functions(db: psycopg.Connection) -> dict[str, str]:
+    """The functions with direct calls, by signature."""
+    return dict(
+        db.execute(
+            "select oid::regprocedure::text, prosrc from pg_proc"
+            " where pronamespace = 'pgmq'::regnamespace and prosrc like '%-- @queues%' and proname <> '_load'"
+        )
+    )
+
+
+def known(db: psycopg.Connection) -> set[str]:
+    """The queues that every one of these functions calls directly."""
+    listed = [name for (name,) in db.execute("select queue_name from pgmq.meta")]
+    sources = functions(db).values()
+    found = [{name for name in listed if f"queue_name = '{name}' " in source} for source in sources]
+    assert all(names == found[0] for names in found)
+    return found[0]
+
+
+def test_every_function_that_moves_messages_has_direct_calls(db: psycopg.Connection) -> None:
+    verbs = {signature.partition("(")[0] for signature in functions(db)}
+    assert verbs == {f"pgmq.{verb}" for verb in ("send", "send_batch", "read", "pop", "delete", "archive", "set_vt")}
+
+
+def test_a_queue_is_called_directly_from_when_it_is_created_until_it_is_dropped(db: psycopg.Connection) -> None:
+    before = functions(db)
+    call(db, "create", "orders")
+    assert known(db) == {"orders"}
+    assert call(db, "send", "orders", Jsonb(1)) == [(1,)]
+    call(db, "drop_queue", "orders")
+    assert functions(db) == before
+    with error_of(errors.UndefinedTable, "queue orders does not exist", hint="pgmq.create"):
+        call(db, "send", "orders", Jsonb(1))
+
+
+@pytest.mark.parametrize("signature", NEED_A_QUEUE)
+def test_a_call_gives_the_same_directly_or_not(db: psycopg.Connection, signature: str) -> None:
+    """Names that begin with a space are never called directly."""
+    outcomes = []
+    for name in ("orders", " orders"):
+        call(db, "create", name)
+        call(db, "send_batch", name, [Jsonb({"n": n}) for n in range(3)])
+        try:
+            rows = db.execute(NEED_A_QUEUE[signature], [name]).fetchall()
+            outcomes.append(re.sub(r"\d+-\d+-\d+ [\d:.+]+", "a time", str([list(map(str, row)) for row in rows])))
+        except psycopg.Error as error:
+            outcomes.append(error.sqlstate)
+    assert known(db) == {"orders"}
+    assert outcomes[0] == outcomes[1].replace('" orders"', "orders")
+
+
+def test_a_rollback_leaves_the_functions_as_they_were(database: Database, db: psycopg.Connection) -> None:
+    call(db, "create", "orders")
+    before = functions(db)
+    with database.connect(autocommit=False) as other:
+        call(other, "create", "invoices")
+        call(other, "send", "invoices", Jsonb(1))
+        call(other, "drop_queue", "orders")
+        assert known(other) == {"invoices"}
+        other.rollback()
+    assert functions(db) == before
+    assert call(db, "send", "orders", Jsonb(1)) == [(1,)]
+
+
+def test_the_queues_that_were_made_first_are_known_and_another_takes_the_place_of_one_that_goes(
+    db: psycopg.Connection,
+) -> None:
+    names = [f"queue_{number}" for number in range(MOST + 2)]
+    for name in names:
+        call(db, "create", name)
+    assert known(db) == set(names[:MOST])
+    for name in names:
+        assert call(db, "send", name, Jsonb(name)) == [(1,)]
+        assert [message.message for message in call(db, "read", name, 30, 1)] == [name]
+    call(db, "drop_queue", names[3])
+    assert known(db) == {*names[:3], *names[4 : MOST + 1]}
+
+
+def test_a_session_follows_a_queue_that_is_dropped_and_created_again(
+    database: Database, db: psycopg.Connection
+) -> None:
+    session = database.connect()
+    for _ in range(3):
+        call(db, "create", "orders")
+        assert call(session, "send", "orders", Jsonb(1)) == [(1,)]
+        assert call(session, "delete", "orders", 1) == [(True,)]
+        call(db, "drop_queue", "orders")
+        with error_of(errors.UndefinedTable, "queue orders does not exist"):
+            call(session, "send", "orders", Jsonb(1))
+
+
+def test_a_create_does_not_wait_for_another(database: Database, db: psycopg.Connection) -> None:
+    with database.connect(autocommit=False) as other:
+        call(other, "create", "orders")
+        db.execute("set lock_timeout = '2s'")
+        call(db, "create", "invoices")
+        assert call(db, "send", "invoices", Jsonb(1)) == [(1,)]
+        other.commit()
+    assert known(db) == {"orders"}
+    call(db, "compile", "invoices")
+    assert known(db) == {"orders", "invoices"}
+
+
+def test_only_the_drop_of_a_known_queue_waits_for_a_create(database: Database, db: psycopg.Connection) -> None:
+    call(db, "create", "orders")
+    call(db, "create", " unknown")
+    with database.connect(autocommit=False) as other:
+        call(other, "create", "invoices")
+        db.execute("set lock_timeout = '1s'")
+        call(db, "drop_queue", " unknown")
+        with pytest.raises(errors.LockNotAvailable):
+            call(db, "drop_queue", "orders")
+        assert call(db, "send", "orders", Jsonb(1)) == [(1,)]
+        other.commit()
+    call(db, "drop_queue", "orders")
+    assert known(db) == {"invoices"}
+
+
+def test_a_transaction_with_an_old_snapshot_loses_no_queue(database: Database, db: psycopg.Connection) -> None:
+    with database.connect(autocommit=False) as old:
+        old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        old.execute("select 1")
+        call(db, "create", "orders")
+        call(old, "create", "invoices")
+        assert call(old, "send", "invoices", Jsonb(1)) == [(1,)]
+        old.commit()
+    for name in ("orders", "invoices"):
+        call(db, "send", name, Jsonb(1))
+    call(db, "create", "parcels")
+    assert known(db) == {"orders", "invoices", "parcels"}
+
+
+@pytest.mark.parametrize(
+    "name", ["it's", 'a"b', "a$function$; drop table x; --", "-- @others", "a\n-- @others\nb", "é", "a b", "x;y"]
+)
+def test_only_plain_names_become_a_part_of_a_function(db: psycopg.Connection, name: str) -> None:
+    """Names that are no queue's, too: a role that may write the list of queues may write anything into it."""
+    for queue in ("orders", "invoices"):
+        call(db, "create", queue)
+    db.execute("delete from pgmq.meta where queue_name = 'invoices'")
+    db.execute("insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values (%s, false, false)", [name])
+    stem = db.execute("select pgmq._stem(%s)", [name]).fetchone()[0]
+    for verb, arguments in (("send_now", "jsonb"), ("delete", "bigint")):
+        db.execute(
+            sql.SQL("create function pgmq.{}({}) returns bigint language sql as 'select 1::bigint'").format(
+                sql.Identifier(f"{stem}${verb}"), sql.SQL(arguments)
+            )
+        )
+    db.execute("select pgmq._dispatch()")
+    assert known(db) == {"orders"}
+    for source in functions(db).values():
+        assert source.count("queue_name = '") == source.count("-- @queues")
+
+
+def test_whoever_makes_a_queue_the_functions_keep_their_owner_and_privileges(
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
+) -> None:
+    described = """
+        select oid::regprocedure::text, proowner, proacl, prosecdef, proconfig, obj_description(oid, 'pg_proc')
+        from pg_proc
+        where pronamespace = 'pgmq'::regnamespace and strpos(proname, '$') = 0
+        order by 1
+    """
+    role = make_role()
+    db.execute("revoke execute on function pgmq.pop(text, integer) from public")
+    db.execute("alter function pgmq.send(text, jsonb) set work_mem = '5MB'")
+    before = db.execute(described).fetchall()
+    db.execute(f"grant usage, create on schema pgmq to {role}")
+    db.execute(f"grant select, insert, delete on pgmq.meta to {role}")
+    session = database.connect(role)
+    name = unique()
+    call(session, "create", name)
+    assert known(db) == {name}
+    assert call(session, "send", name, Jsonb(1)) == [(1,)]
+    with pytest.raises(errors.InsufficientPrivilege):
+        call(session, "pop", name)
+    assert db.execute(described).fetchall() == before
+    call(session, "drop_queue", name)
+    assert known(db) == set()
+
+
+def test_a_role_with_nothing_changes_nothing(
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
+) -> None:
+    call(db, "create", "orders")
+    db.execute("insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ('no_queue', false, false)")
+    before = functions(db)
+    role = make_role()
+    db.execute(f"grant usage on schema pgmq to {role}")
+    session = database.connect(role)
+    session.execute("select pgmq._dispatch()")
+    session.execute("select pgmq._dispatch('q_orders')")
+    assert functions(db) == before
