@@ -90,6 +90,23 @@ def definition_and_body(definition: str) -> Tuple[str, str]:
     return head, rest[: rest.rindex(quote)]
 
 
+def write_calls(queues: List[Known]) -> None:
+    for row in rows(
+        """
+        select pg_get_functiondef(p.oid) as definition
+        from pg_proc as p
+        join pg_language as l
+            on l.oid = p.prolang
+        where p.pronamespace = 'pgmq'::regnamespace
+            and l.lanname = 'plpgsql'
+            and strpos(p.prosrc, '-- @queues') > 0
+            and pg_has_role(p.proowner, 'usage')
+        """
+    ):
+        head, body = definition_and_body(row["definition"])
+        run("%s\nAS %s" % (head, plpy.quote_literal(with_calls(body, queues))))
+
+
 # SECURITY DEFINER, since the functions belong to the owner of the extension and anybody may make a queue. The caller
 # decides nothing but when: what comes into the functions are names of letters, digits and _ . - and of no more.
 @sql(
@@ -112,18 +129,11 @@ def dispatch(dropped: Optional[str]) -> None:
     lock = "pg_try_advisory_xact_lock" if dropped is None else "pg_advisory_xact_lock"
     if rows("select %s(hashtextextended('pgmq.$dispatch', 0))::text as taken" % lock)[0]["taken"] == "false":
         return
-    queues = known_queues()
-    for row in rows(
-        """
-        select pg_get_functiondef(p.oid) as definition
-        from pg_proc as p
-        join pg_language as l
-            on l.oid = p.prolang
-        where p.pronamespace = 'pgmq'::regnamespace
-            and l.lanname = 'plpgsql'
-            and strpos(p.prosrc, '-- @queues') > 0
-            and pg_has_role(p.proowner, 'usage')
-        """
-    ):
-        head, body = definition_and_body(row["definition"])
-        run("%s\nAS %s" % (head, plpy.quote_literal(with_calls(body, queues))))
+    try:
+        with plpy.subtransaction():
+            write_calls(known_queues())
+    except plpy.SPIError as error:
+        # Queues work without: in the script of another extension, which may not touch this one's functions, and beside
+        # a GRANT on them.
+        if error.sqlstate not in ("55000", "XX000"):
+            raise

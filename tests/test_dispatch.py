@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
+import pathlib
 import re
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 from calls import NEED_A_QUEUE
-from conftest import Database, call, error_of, unique
+from conftest import Database, call, error_of, eventually, unique
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 
@@ -144,6 +147,40 @@ def test_only_the_drop_of_a_known_queue_waits_for_a_create(database: Database, d
         other.commit()
     call(db, "drop_queue", "orders")
     assert known(db) == {"invoices"}
+
+
+def test_a_create_beside_a_grant_waits_for_it_and_leaves_the_queue_to_the_dynamic_call(
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
+) -> None:
+    with database.connect(autocommit=False) as other, concurrent.futures.ThreadPoolExecutor() as pool:
+        other.execute(f"grant execute on all functions in schema pgmq to {make_role()}")
+        waiting = pool.submit(call, db, "create", "orders")
+        eventually(lambda: other.execute("select from pg_locks where not granted").fetchall())
+        other.commit()
+        waiting.result()
+    assert call(db, "send", "orders", Jsonb(1)) == [(1,)]
+    call(db, "compile", "orders")
+    assert known(db) == {"orders"}
+
+
+def test_the_script_of_another_extension_creates_and_drops_queues(db: psycopg.Connection) -> None:
+    directory, name = pathlib.Path(os.environ["PGMQ_TEST_EXTENSIONS"]), unique("pgmq_user")
+    control, script = directory / f"{name}.control", directory / f"{name}--1.sql"
+    call(db, "create", "orders")
+    try:
+        control.write_text("default_version = '1'\nrelocatable = false\n")
+        script.write_text(
+            "select pgmq.create('invoices'); select pgmq.send('invoices', '1');"
+            " select pgmq.create('parcels'); select pgmq.drop_queue('parcels');"
+        )
+        db.execute(f"create extension {name}")
+    finally:
+        control.unlink(missing_ok=True)
+        script.unlink(missing_ok=True)
+    assert call(db, "send", "invoices", Jsonb(1)) == [(2,)]
+    call(db, "create", "parcels")
+    assert known(db) == {"orders", "invoices", "parcels"}
+    db.execute(f"drop extension {name}")
 
 
 def test_a_transaction_with_an_old_snapshot_loses_no_queue(database: Database, db: psycopg.Connection) -> None:
