@@ -12,7 +12,7 @@ the others, by a dynamic call that costs a quarter of a send.
 """
 
 import re
-from typing import List, Match, NamedTuple, Optional, Tuple
+from typing import List, Match, Tuple
 
 import plpy
 
@@ -24,45 +24,36 @@ MOST = 16
 REGION = re.compile(r"^( *)-- @queues\n((?: *--  .*\n)+)(?:(?! *-- @).*\n)*(?= *-- @others\n)", re.M)
 
 
-def call(stem: str, verb: str) -> str:
-    return "pgmq." + plpy.quote_ident(stem + "$" + verb)
+def call(queue_name: str, verb: str) -> str:
+    return "pgmq." + plpy.quote_ident("q_" + queue_name + "$" + verb)
 
 
-class Known(NamedTuple):
-    """A queue that is called directly."""
-
-    name: str
-    stem: str
-
-
-def known_queues() -> List[Known]:
-    """The queues that were made first, by name. One with other characters never becomes a part of a function."""
-    known = [
-        Known(row["queue_name"], row["stem"])
-        for row in rows(
-            r"""
-            select m.queue_name, pgmq._stem(m.queue_name) as stem
-            from pgmq.meta as m
-            where m.queue_name ~ '^[A-Za-z0-9_.-]{1,47}$'
-                and to_regproc('pgmq.' || quote_ident(pgmq._stem(m.queue_name) || '$send_now')) is not null
-            order by m.created_at, m.queue_name
-            limit %d
-            """
-            % MOST
-        )
-    ]
-    return sorted(known, key=lambda queue: queue.name.encode())
+def known_queues() -> List[str]:
+    """The names of the queues that were made first, in order; none that has other characters or is too long to fit."""
+    known = rows(
+        r"""
+        select substr(c.relname, 3) as name
+        from pg_class as c
+        where c.relnamespace = 'pgmq'::regnamespace
+            and c.relkind in ('r', 'p')
+            and c.relname ~ '^q_[a-z0-9_.-]{1,47}$'
+            and to_regproc('pgmq.' || quote_ident(c.relname || '$send_now')) is not null
+        order by c.oid
+        limit %d
+        """
+        % MOST
+    )
+    return sorted(row["name"] for row in known)
 
 
-def search(queues: List[Known], template: str) -> str:
+def search(queues: List[str], template: str) -> str:
     """Statements that find a queue by halves, since each comparison costs 2 000 instructions, and call its function."""
     if len(queues) == 1:
-        name, stem = queues[0]
-        calls = re.sub(r"@(\w+)@", lambda verb: call(stem, verb.group(1)), template)
-        return 'if queue_name = %s collate "C" then\n%send if;\n' % (plpy.quote_literal(name), indented(calls))
+        calls = re.sub(r"@(\w+)@", lambda verb: call(queues[0], verb.group(1)), template)
+        return 'if queue_name = %s collate "C" then\n%send if;\n' % (plpy.quote_literal(queues[0]), indented(calls))
     half = len(queues) // 2
     return 'if queue_name < %s collate "C" then\n%selse\n%send if;\n' % (
-        plpy.quote_literal(queues[half].name),
+        plpy.quote_literal(queues[half]),
         indented(search(queues[:half], template)),
         indented(search(queues[half:], template)),
     )
@@ -72,7 +63,7 @@ def indented(text: str, indent: str = "    ") -> str:
     return re.sub(r"^(?=.)", indent, text, flags=re.M)
 
 
-def with_calls(body: str, queues: List[Known]) -> str:
+def with_calls(body: str, queues: List[str]) -> str:
     """The body of a function with the calls of these queues and no others."""
 
     def region(found: Match[str]) -> str:
@@ -90,7 +81,7 @@ def definition_and_body(definition: str) -> Tuple[str, str]:
     return head, rest[: rest.rindex(quote)]
 
 
-def write_calls(queues: List[Known]) -> None:
+def write_calls(queues: List[str]) -> None:
     for row in rows(
         """
         select pg_get_functiondef(p.oid) as definition
@@ -98,40 +89,45 @@ def write_calls(queues: List[Known]) -> None:
         join pg_language as l
             on l.oid = p.prolang
         where p.pronamespace = 'pgmq'::regnamespace
+            and p.proowner = current_user::regrole
             and l.lanname = 'plpgsql'
             and strpos(p.prosrc, '-- @queues') > 0
-            and pg_has_role(p.proowner, 'usage')
         """
     ):
         head, body = definition_and_body(row["definition"])
         run("%s\nAS %s" % (head, plpy.quote_literal(with_calls(body, queues))))
 
 
-# SECURITY DEFINER, since the functions belong to the owner of the extension and anybody may make a queue. The caller
-# decides nothing but when: what comes into the functions are names of letters, digits and _ . - and of no more.
+# One function tells for all: they are always written together.
+ONE = "select pg_get_functiondef('pgmq.delete(text, bigint)'::regprocedure) as definition"
+LOCK = "hashtextextended('pgmq.$dispatch', 0)"
+
+
+def wait_to_drop(queue_name: str) -> None:
+    """Before a queue is dropped that has direct calls: only one transaction at a time can change them."""
+    if call(queue_name.lower(), "delete") in rows(ONE)[0]["definition"]:
+        rows("select pg_advisory_xact_lock(%s)" % LOCK)
+
+
+# SECURITY DEFINER, since the functions belong to whom the extension's do and anybody may make a queue. The caller gives
+# nothing and the catalogs only names of letters, digits and _ . -. No table is read: pgmq.meta may be another's, who
+# could make of it what runs code of his.
 @sql(
-    "_dispatch(dropped text default null) returns void",
+    "_dispatch() returns void",
     "security definer\nset search_path = pg_catalog, pg_temp\nset check_function_bodies = off",
 )
-def dispatch(dropped: Optional[str]) -> None:
-    """Internal: writes the direct calls of the queues into the public functions, where they have changed.
+def dispatch() -> None:
+    """Internal: writes the direct calls of the queues that there are into the public functions.
 
-    It waits for nobody: where another transaction is at it, a new queue is left to the dynamic call until the next
-    time. But for a queue that is dropped, given by what the names of its functions begin with, it waits.
+    It waits for no other transaction that is at it: a new queue is then left to the dynamic call until the next time.
     """
-    # One function tells for all: they are always written together.
-    one = rows("select pg_get_functiondef('pgmq.delete(text, bigint)'::regprocedure) as definition")[0]["definition"]
-    if dropped is not None and call(dropped, "delete") not in one:
-        return
-    _, body = definition_and_body(one)
-    if with_calls(body, known_queues()) == body:
-        return
-    lock = "pg_try_advisory_xact_lock" if dropped is None else "pg_advisory_xact_lock"
-    if rows("select %s(hashtextextended('pgmq.$dispatch', 0))::text as taken" % lock)[0]["taken"] == "false":
+    queues = known_queues()
+    _, body = definition_and_body(rows(ONE)[0]["definition"])
+    if with_calls(body, queues) == body or not rows("select pg_try_advisory_xact_lock(%s) as taken" % LOCK)[0]["taken"]:
         return
     try:
         with plpy.subtransaction():
-            write_calls(known_queues())
+            write_calls(queues)
     except plpy.SPIError as error:
         # Queues work without: in the script of another extension, which may not touch this one's functions, and beside
         # a GRANT on them.

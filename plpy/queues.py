@@ -5,6 +5,7 @@ from typing import Any, Dict, NamedTuple, Optional
 import plpy
 
 from compiler import PARTS, Queue, statements
+from dispatch import wait_to_drop
 from interface import Error, rows, run, sql
 from partman import forget_partitions, partitioned_table_of
 
@@ -258,7 +259,7 @@ def drop_queue(queue_name: str) -> bool:
         plpy.notice("pgmq queue %s does not exist" % plpy.quote_ident(queue_name))
         return False
     rows("delete from pgmq.meta where queue_name = $1", ["text"], [name])
-    rows("select pgmq._dispatch($1)", ["text"], [found.queue.stem])
+    wait_to_drop(queue_name)
     templates = []
     if "p" in (found.kind, found.archive_kind):
         templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])
@@ -275,6 +276,7 @@ def drop_queue(queue_name: str) -> bool:
         + "".join("drop table if exists %s;\n" % template for template in templates)
         + "".join("drop function %s;\n" % row["signature"] for row in functions)
     )
+    rows("select pgmq._dispatch()")
     return True
 
 

@@ -197,26 +197,56 @@ def test_a_transaction_with_an_old_snapshot_loses_no_queue(database: Database, d
     assert known(db) == {"orders", "invoices", "parcels"}
 
 
-@pytest.mark.parametrize(
-    "name", ["it's", 'a"b', "a$function$; drop table x; --", "-- @others", "a\n-- @others\nb", "é", "a b", "x;y"]
-)
+@pytest.mark.parametrize("name", ["a b", 'a"b', "é", "a\n-- @others\nb", "$(x)", "it's", "a$function$; select 1; --"])
 def test_only_plain_names_become_a_part_of_a_function(db: psycopg.Connection, name: str) -> None:
-    """Names that are no queue's, too: a role that may write the list of queues may write anything into it."""
-    for queue in ("orders", "invoices"):
-        call(db, "create", queue)
-    db.execute("delete from pgmq.meta where queue_name = 'invoices'")
-    db.execute("insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values (%s, false, false)", [name])
-    stem = db.execute("select pgmq._stem(%s)", [name]).fetchone()[0]
+    """Names that are no queue's, too: whoever may make tables and functions may name them as he likes."""
+    call(db, "create", "orders")
+    db.execute(sql.SQL("create table pgmq.{} (like pgmq.q_orders)").format(sql.Identifier(f"q_{name}")))
     for verb, arguments in (("send_now", "jsonb"), ("delete", "bigint")):
         db.execute(
             sql.SQL("create function pgmq.{}({}) returns bigint language sql as 'select 1::bigint'").format(
-                sql.Identifier(f"{stem}${verb}"), sql.SQL(arguments)
+                sql.Identifier(f"q_{name}${verb}"), sql.SQL(arguments)
             )
         )
-    db.execute("select pgmq._dispatch()")
-    assert known(db) == {"orders"}
+    call(db, "create", "invoices")
+    assert known(db) == {"orders", "invoices"}
     for source in functions(db).values():
-        assert source.count("queue_name = '") == source.count("-- @queues")
+        assert source.count("queue_name = '") == 2 * source.count("-- @queues")
+
+
+def test_nothing_but_the_extensions_own_functions_is_written(
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
+) -> None:
+    role = make_role()
+    db.execute(f"grant usage, create on schema pgmq to {role}")
+    body = "begin\n    -- @queues\n    --     return;\n    -- @others\nend"
+    database.connect(role).execute(
+        f"create function pgmq.send(queue_name text) returns void language plpgsql as '{body}'"
+    )
+    call(db, "create", "orders")
+    assert functions(db)["pgmq.send(text)"] == body
+
+
+def test_the_owner_of_the_list_of_queues_runs_nothing_with_the_rights_of_a_superuser(
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
+) -> None:
+    """Where the extension took over, the list may be another's, who could make a view of it."""
+    role = make_role()
+    call(db, "create", "orders")
+    db.execute(f"grant usage, create on schema pgmq to {role}")
+    db.execute(f"alter table pgmq.meta owner to {role}")
+    session = database.connect(role)
+    for statement in (
+        "create table pgmq.seen (who text)",
+        "create function pgmq.spy() returns text language sql as 'insert into pgmq.seen select user returning who'",
+        "alter table pgmq.meta rename to real_meta",
+        "create view pgmq.meta as select *, pgmq.spy() from pgmq.real_meta",
+    ):
+        session.execute(statement)
+    db.execute('drop function pgmq."q_orders$send_now"(jsonb)')
+    session.execute("select pgmq._dispatch()")
+    assert not any("'orders'" in source for source in functions(db).values())
+    assert db.execute("select count(*) from pgmq.seen").fetchone() == (0,)
 
 
 def test_whoever_makes_a_queue_the_functions_keep_their_owner_and_privileges(
@@ -250,11 +280,9 @@ def test_a_role_with_nothing_changes_nothing(
     database: Database, db: psycopg.Connection, make_role: Callable[..., str]
 ) -> None:
     call(db, "create", "orders")
-    db.execute("insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) values ('no_queue', false, false)")
     before = functions(db)
     role = make_role()
     db.execute(f"grant usage on schema pgmq to {role}")
     session = database.connect(role)
     session.execute("select pgmq._dispatch()")
-    session.execute("select pgmq._dispatch('q_orders')")
     assert functions(db) == before
