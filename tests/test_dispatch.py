@@ -247,6 +247,7 @@ def test_the_owner_of_the_list_of_queues_runs_nothing_with_the_rights_of_a_super
     session.execute("select pgmq._dispatch()")
     assert not any("'orders'" in source for source in functions(db).values())
     assert db.execute("select count(*) from pgmq.seen").fetchone() == (0,)
+    db.execute("alter table pgmq.real_meta owner to current_user")
 
 
 def test_whoever_makes_a_queue_the_functions_keep_their_owner_and_privileges(
