@@ -96,12 +96,13 @@ def run_major(
             for heading, members in picked.items():
                 section = results["sections"][heading] = {}
                 for scenario in members:
-                    section[scenario.name] = run_scenario(
+                    outcome = run_scenario(
                         scenario,
                         here,
                         scenario.rounds(rounds),
                         lambda text: progress.update(task, description=f"PostgreSQL {major}  {text}"),
                     )
+                    section[scenario.name] = {"commit": commit(), **outcome}
                     progress.advance(task)
                     tell(section[scenario.name])
                     yield results
@@ -135,6 +136,7 @@ def tell(outcome: dict[str, Any]) -> None:
 @click.option("--seconds", type=click.FloatRange(1), help="How long the timed runs take.")
 @click.option("--protocol", type=click.Choice(["prepared", "extended", "simple"]), default="prepared")
 @click.option("--output", type=click.Path(path_type=pathlib.Path), help="A directory for results and report.")
+@click.option("--add", is_flag=True, help="Keep the results that are there of what does not run again.")
 @click.option("--report", "report_only", is_flag=True, help="Write the report of the results that are there.")
 def main(
     full: bool,
@@ -145,6 +147,7 @@ def main(
     seconds: float | None,
     protocol: str,
     output: pathlib.Path | None,
+    add: bool,
     report_only: bool,
 ) -> None:
     output = output or ROOT / ("docs/benchmarks" if full or report_only else "results/benchmarks")
@@ -165,22 +168,20 @@ def main(
         raise click.UsageError(f"no such rival: {', '.join(sorted(unknown))}" if unknown else "no such scenario")
     classes = [known[name] for name in rival_names or known]
     rounds = rounds or size.rounds
+    kept = json.loads(file.read_text())["servers"] if add and file.exists() else {}
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
         "machine": machine(),
         "settings": SETTINGS,
         "protocol": protocol,
-        "rounds": rounds,
-        "size": "full" if full else "quick",
-        "servers": {},
+        "servers": dict(kept),
     }
     output.mkdir(parents=True, exist_ok=True)
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.TimeElapsedColumn())
     with rich.progress.Progress(*columns, console=console) as progress:
         for major in majors or (("15", "18") if full else ("15",)):
             for server in run_major(int(major), classes, picked, rounds, protocol, progress):
-                results["servers"][major] = server
+                results["servers"][major] = report.together(kept.get(major), server, sections(size))
                 file.write_text(json.dumps(results, indent=1) + "\n")
     report.write(results, output)
     console.print(f"{output / 'README.md'}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import median, median_ratio
-from benchmarks.scenarios import CROWD, TARGETS, Target
+from benchmarks.scenarios import CROWD, TARGETS, Scenario, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,21 @@ def values(samples: Sequence[Mapping[str, Any] | None], key: str) -> list[float 
 
 def outcomes(server: Results) -> dict[str, Any]:
     return {name: outcome for section in server["sections"].values() for name, outcome in section.items()}
+
+
+def together(kept: Results | None, new: Results, order: Mapping[str, Sequence[Scenario]]) -> dict[str, Any]:
+    """The results of a server with those of an earlier run, as far as they are not replaced."""
+    if kept is None:
+        return dict(new)
+    found = {**outcomes(kept), **outcomes(new)}
+    return {
+        "server": new["server"],
+        "rivals": {**kept["rivals"], **new["rivals"]},
+        "sections": {
+            heading: {scenario.name: found[scenario.name] for scenario in members if scenario.name in found}
+            for heading, members in order.items()
+        },
+    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int) -> list[str]:
@@ -110,14 +125,15 @@ def scenario_rows(outcome: Mapping[str, Any]) -> Iterator[list[str]]:
     title = outcome["title"]
     for name, samples in outcome["samples"].items():
         if name in outcome["errors"]:
-            yield [title, name, f"failed: {outcome['errors'][name]}", *[""] * 6]
+            yield [title, name, "", f"failed: {outcome['errors'][name]}", *[""] * 6]
         elif samples:
             measures = [
                 number(median(values(samples, key))) for key in ("rate", "p50_ms", "p99_ms", "cpu_us", "wal_bytes")
             ]
             faster = ratio(outcome, name, REFERENCE, "rate", is_cost=False)
             cheaper = ratio(outcome, name, REFERENCE, "cpu_us", is_cost=True)
-            yield [title, name, *measures, number(faster), number(cheaper)]
+            rounds = sum(sample is not None for sample in samples)
+            yield [title, name, str(rounds), *measures, number(faster), number(cheaper)]
         title = ""
 
 
@@ -132,7 +148,7 @@ def figure_lines(outcome: Mapping[str, Any]) -> Iterator[str]:
 
 def server_part(major: str, server: Results, plots: Plots) -> list[str]:
     lines = [f"## PostgreSQL {server['server']}", ""]
-    head = ["scenario", "rival", "messages/s", "p50 ms", "p99 ms", "CPU us", "WAL bytes", "faster", "cheaper"]
+    head = ["scenario", "rival", "rounds", "messages/s", "p50 ms", "p99 ms", "CPU us", "WAL bytes", "faster", "cheaper"]
     for heading, section in server["sections"].items():
         if not section:
             continue
@@ -168,10 +184,12 @@ def generated(results: Results, plots: Mapping[str, Plots]) -> str:
     """The part of the page that the results alone decide."""
     machine = results["machine"]
     settings = ", ".join(f"`{name} = {value}`" for name, value in results["settings"].items())
+    commits = {
+        outcome["commit"]: None for server in results["servers"].values() for outcome in outcomes(server).values()
+    }
     lines = [
-        f"Measured {results['date']} at commit {results['commit']} on {machine['cores']} cores of",
-        f"{machine['processor']}, {machine['memory_gb']} GB, {machine['system']}.",
-        f"{results['size'].capitalize()} sizes, rounds: {results['rounds']}, pgbench: `-M {results['protocol']}`.",
+        f"Measured {results['date']} at commit {', '.join(commits)} on {machine['cores']} cores of",
+        f"{machine['processor']}, {machine['memory_gb']} GB, {machine['system']}; pgbench: `-M {results['protocol']}`.",
         f"Every server: {settings}.",
         "",
         *targets(results),

@@ -52,16 +52,28 @@ order by m.msg_id
 
 -- @fragment claim_variables
 @fragment:hint_variables@
+-- One read in many moves the hints up: what it saves the others is some dead rows to step over.
+moves_hints constant boolean := random() * 32 < least(quantity, 8);
 first_id bigint;
 claimed @row_type@[];
 lowest bigint;
 
--- Locks the first visible messages and leaves them in "claimed".
+-- The end of the statement that takes the first ready messages, in the reads that do not move the hints.
+-- @fragment ready_batch
+where q.@row_id@ = any (
+    array(
+        select m.@row_id@
+        @fragment:ready_rows@
+        limit quantity
+        for update skip locked
+    )
+)
+@fragment:returning_message@
+
+-- Where that statement has not taken a message, or was not tried: locks the first visible messages and leaves them in
+-- "claimed".
 -- @fragment claim
-@fragment:check_quantity@
-@fragment:read_hints@
-if condition is null then
-    first_id := head;
+if condition is null and moves_hints then
     select array_agg(c.row_id), min(c.msg_id)
     into claimed, lowest
     from (
@@ -72,10 +84,7 @@ if condition is null then
     ) as c;
 end if;
 if claimed is not null then
-    -- One read in many moves the hints up: what it saves the others is some dead rows to step over.
-    if random() * 32 < cardinality(claimed) then
-        perform @function:advance@(lowest, 4::bigint * quantity, moment);
-    end if;
+    perform @function:advance@(lowest, 4::bigint * quantity, moment);
 else
     claimed := @function:claim_due@(quantity, condition, moment, head, due);
     if claimed is null then
@@ -149,6 +158,22 @@ as $function$
 declare
     @fragment:claim_variables@
 begin
+    @fragment:check_quantity@
+    @fragment:read_hints@
+    first_id := head;
+    if condition is null and not moves_hints then
+        return query
+            with changed as (
+                @fragment:hide@
+                @fragment:ready_batch@
+            )
+            select *
+            from changed as c
+            order by c.msg_id;
+        if found then
+            return;
+        end if;
+    end if;
     @fragment:claim@
     return query
         @fragment:changed@
@@ -164,6 +189,22 @@ declare
     condition constant jsonb := null;
     @fragment:claim_variables@
 begin
+    @fragment:check_quantity@
+    @fragment:read_hints@
+    first_id := head;
+    if not moves_hints then
+        return query
+            with removed as (
+                delete from @queue@ as q
+                @fragment:ready_batch@
+            )
+            select *
+            from removed as r
+            order by r.msg_id;
+        if found then
+            return;
+        end if;
+    end if;
     @fragment:claim@
     return query
         with removed as (
@@ -319,7 +360,7 @@ begin
             order by w.msg_id
         );
     end loop;
-    if condition is null and random() * 32 < cardinality(claimed) then
+    if condition is null and random() * 32 < least(cardinality(claimed), 8) then
         perform @function:advance@(lowest, 4::bigint * quantity, moment);
     end if;
     return nullif(claimed, '{}');

@@ -161,18 +161,16 @@ def sample(rate: float, cpu_us: float, **figures: float) -> dict[str, Any]:
 
 
 def outcome(title: str, **samples: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"title": title, "samples": {key.replace("_", " "): value for key, value in samples.items()}, "errors": {}}
+    found = {key.replace("_", " "): value for key, value in samples.items()}
+    return {"title": title, "commit": "abc1234", "samples": found, "errors": {}}
 
 
 ABOUT = {"version": "1", "promises": "This.", "lacks": "That.", "better": "Other."}
 RESULTS: dict[str, Any] = {
     "date": "2026-01-02",
-    "commit": "abc1234",
     "machine": {"processor": "P", "cores": 2, "memory_gb": 4, "system": "Linux"},
     "settings": {"fsync": "on"},
     "protocol": "prepared",
-    "rounds": 2,
-    "size": "quick",
     "servers": {
         "15": {
             "server": "15.1",
@@ -235,6 +233,17 @@ def test_the_same_results_make_the_same_files_and_leave_the_page_alone(tmp_path:
     assert text.endswith("\n\nMine too\n")
     assert "what was there" not in text
     assert "![Full cycles a second by the number of clients](cycle_64-15.svg)" in text
+
+
+def test_what_runs_again_takes_the_place_of_what_was_there() -> None:
+    kept = RESULTS["servers"]["15"]
+    again = {**outcome("send", pgmq=[sample(7, 7)]), "commit": "def5678"}
+    new = {"server": "15.2", "rivals": {"pgmq": {**ABOUT, "version": "2"}}, "sections": {"One call": {"send": again}}}
+    found = report.together(kept, new, sections(TINY))
+    assert report.outcomes(found) == {**report.outcomes(kept), "send": again}
+    assert list(report.outcomes(found)) == ["send", "cycle_16", "cycle_64", "held_xmin", "readers"]
+    assert (found["server"], found["rivals"]["pgmq"]["version"], found["rivals"]["reference"]) == ("15.2", "2", ABOUT)
+    assert "at commit def5678, abc1234 on" in report.generated({**RESULTS, "servers": {"15": found}}, {})
 
 
 def test_the_page_has_the_markers() -> None:

@@ -113,6 +113,23 @@ def test_with_messages_that_came_due_and_were_consumed_under_an_old_transaction(
     old.rollback()
 
 
+def test_in_a_crowd_that_holds_the_front_of_the_queue(
+    database: Database, db: psycopg.Connection, queue: str, fresh_cost: float
+) -> None:
+    """A read that began at the head would step over what each of them holds."""
+    fill(db, queue, 5000)
+    crowd = [database.connect(autocommit=False) for _ in range(60)]
+    for connection in crowd:
+        connection.execute("select from pgmq.read(%s, 600, 1)", [queue])
+    # One read in 32 sees that there is a crowd, and sees it again from then on.
+    reader = database.connect(autocommit=False)
+    costs = [buffers(reader, f"select * from pgmq.read('{queue}', 600, 1)") for _ in range(300)]
+    assert statistics.median(costs[-READS:]) <= 2 * fresh_cost
+    assert max(costs) > 3 * fresh_cost
+    for connection in (*crowd, reader):
+        connection.rollback()
+
+
 def test_plans_made_on_the_empty_table_still_use_the_indexes(
     db: psycopg.Connection, queue: str, fresh_cost: float
 ) -> None:
