@@ -283,8 +283,8 @@ def _read_behind(rival: SqlRival, parked: int, seconds: float, is_read: bool = F
         rival.connection.execute(f"vacuum (analyze) {rival.table}")
     visible = round(20_000 * seconds)
     rival.fill(visible)
-    sample = rival.bench(rival.consume_script, seconds=seconds + 0.3, options=ASYNCHRONOUS).steady(0.1)
-    if rival.left() <= parked:
+    sample = rival.bench(rival.lease_script, seconds=seconds + 0.3, options=ASYNCHRONOUS).steady(0.1)
+    if not rival.visible():
         raise RuntimeError(f"{rival.name}: {visible} messages were too few for the time")
     return sample
 

@@ -249,7 +249,8 @@ def purge_queue(queue_name: str) -> int:
 def drop_queue(queue_name: str) -> bool:
     """Drops a queue with its messages, its archive and all that belongs to it.
 
-    Returns true, or false with a notice where there is no such queue.
+    Returns true, or false with a notice where there is no such queue. It waits for transactions that use the queue, and
+    may wait for one that creates or drops another.
     Errors: 22004, 42602 and 42622 for a text that is no queue name. Privileges: owner of the queue's tables, SELECT and
     DELETE on pgmq.meta; for a partitioned one also SELECT and DELETE on part_config of pg_partman.
     """

@@ -1,4 +1,7 @@
 -- Messages. Each function finds the queue's own, compiled from queue.sql, and calls it: nothing here knows a table.
+-- What stands behind "-- @queues" is called directly for the queues that plpy/dispatch.py writes in before "-- @others",
+-- and says the same as the dynamic call that follows. An upgrade script that replaces one of these functions ends with
+-- select pgmq._dispatch().
 
 -- When a message with this delay becomes visible. Without a delay that is when it is enqueued, to the microsecond:
 -- this is how the ready index knows it. A single expression of a plain argument, so that PL/pgSQL takes it in without a

@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         installation = servers.get_major(config.option.major) if config.option.major else servers.newest()
         # Some clients know TCP alone.
         reached = {"listen_addresses": "127.0.0.1", "port": servers.free_port()}
-        context = servers.cluster(installation, max_connections=200, track_functions="all", **reached)
+        context = servers.cluster(installation, max_connections=300, track_functions="all", **reached)
         cluster = context.__enter__()
         os.environ["PGMQ_TEST_PARTMAN"] = " ".join(install_partman(config, cluster.installation))
     except servers.Missing as missing:
@@ -161,12 +161,14 @@ def db(database: Database) -> psycopg.Connection:
 
 
 @pytest.fixture
-def queue(db: psycopg.Connection) -> Iterator[str]:
+def queue(database: Database, db: psycopg.Connection) -> Iterator[str]:
     """The name of a fresh queue."""
     name = unique()
     db.execute("select pgmq.create(%s)", [name])
     yield name
-    db.execute("select pgmq.drop_queue(%s)", [name])
+    # Where a test fails, its open transactions would have the drop wait for ever.
+    database.close()
+    database.connect().execute("select pgmq.drop_queue(%s)", [name])
 
 
 @pytest.fixture

@@ -443,9 +443,10 @@ def test_an_unlogged_queue_of_14(
             connection.execute("create extension pgmq cascade")
             call(connection, "create_unlogged", "fast")
             call(connection, "enable_notify_insert", "fast", 0)
-            connection.execute("select pgmq.send_batch('fast', array_fill('{}'::jsonb, array[500]))")
-            for _ in range(10):
-                connection.execute("select pgmq.delete('fast', array(select msg_id from pgmq.read('fast', 60, 40)))")
+            connection.execute("select pgmq.send_batch('fast', array_fill('{}'::jsonb, array[2000]))")
+            # One such read in four moves the hints.
+            for _ in range(150):
+                connection.execute("select pgmq.delete('fast', array(select msg_id from pgmq.read('fast', 60, 10)))")
             call(connection, "read", "fast", 3600, 1)
         old.run("pg_dump", "postgres", "--file", file)
     if server.version == 14:
@@ -476,14 +477,14 @@ def test_an_unlogged_queue_of_14(
         assert dict(row[::2] for row in before)["q_fast$head"] > 100
         assert len(before) == 6
         assert {row[1] for row in before} == {"p"}
-        assert [row.msg_id for row in call(connection, "read", "fast", 0, 2)] == [402, 403]
-        assert call(connection, "send", "fast", "{}") == [(501,)]
+        assert [row.msg_id for row in call(connection, "read", "fast", 0, 2)] == [1502, 1503]
+        assert call(connection, "send", "fast", "{}") == [(2001,)]
         before = sequences()
         call(connection, "compile", "fast")
         persistence = "p" if server.version == 14 else "u"
         assert sequences() == [(name, persistence, value) for name, _, value in before]
-        assert [row.msg_id for row in call(connection, "set_vt", "fast", 401, 0)] == [401]
-        assert [row.msg_id for row in call(connection, "pop", "fast", 1000)] == list(range(401, 502))
+        assert [row.msg_id for row in call(connection, "set_vt", "fast", 1501, 0)] == [1501]
+        assert [row.msg_id for row in call(connection, "pop", "fast", 1000)] == list(range(1501, 2002))
         assert call(connection, "drop_queue", "fast") == [(True,)]
     restored.close()
 
@@ -590,8 +591,9 @@ def test_messages_consumed_while_the_dump_is_taken_are_read_soon_after_the_resto
         connection.execute("select pgmq.send_batch('orders', array_fill('{}'::jsonb, array[2000]))")
         holder.execute("set transaction isolation level repeatable read")
         snapshot = holder.execute("select pg_export_snapshot()").fetchone()[0]
-        for _ in range(20):
-            connection.execute("select pgmq.delete('orders', array(select msg_id from pgmq.read('orders', 60, 100)))")
+        # One such read in four moves the hints.
+        for _ in range(200):
+            connection.execute("select pgmq.delete('orders', array(select msg_id from pgmq.read('orders', 60, 10)))")
         connection.execute("select pgmq.send('orders', '{}')")
         server.run("pg_dump", busy.name, "--format=custom", f"--snapshot={snapshot}", "--file", tmp_path / "dump")
     server.run("pg_restore", restored.name, "--exit-on-error", tmp_path / "dump")

@@ -64,8 +64,10 @@ class SqlRival(Rival):
     table: ClassVar[str]
     send_script: ClassVar[str]
     batch_script: ClassVar[str]
+    # A read of one message, which nothing follows.
+    lease_script: ClassVar[str]
     # One transaction that takes one message and is done with it.
-    consume_script: ClassVar[str]
+    consume_script: str
     # The same for several, with delete, archive or pop.
     read_script: Callable[[int, str], str]
 
@@ -130,6 +132,9 @@ class SqlRival(Rival):
     def left(self) -> int:
         return self.connection.execute(f"select count(*) from {self.table}").fetchone()[0]
 
+    def visible(self) -> int:
+        return self.connection.execute(f"select count(*) from {self.table} where vt <= clock_timestamp()").fetchone()[0]
+
     @contextlib.contextmanager
     def held_xmin(self) -> Iterator[None]:
         """Another session with an open transaction that has an id."""
@@ -171,6 +176,7 @@ class Pgmq(SqlRival):
     supports = TABLE_KINDS | {"archive", "pop", "groups", "topics", "notify"}
     send_script = "select * from pgmq.send(:queue, :payload);\n"
     batch_script = "select * from pgmq.send_batch(:queue, :payloads);\n"
+    lease_script = "select * from pgmq.read(:queue, 30, 1);\n"
 
     @staticmethod
     def read_script(quantity: int, verb: str) -> str:
@@ -256,7 +262,6 @@ class BareTable(SqlRival):
     name = "bare table"
     database = "bare"
     table = QUEUE
-    version = "prepared statements"
     promises = (
         "A lease by FOR UPDATE SKIP LOCKED and the same three writes (insert, update, delete) to a table with the same"
         " indexes."
@@ -273,27 +278,32 @@ class BareTable(SqlRival):
         " returning msg_id;\n"
     )
 
-    @staticmethod
-    def read_script(quantity: int, verb: str) -> str:
+    claim = f"select ctid from {QUEUE} where vt <= now() order by msg_id for update skip locked limit"
+    lease = (
+        f"update {QUEUE} set vt = clock_timestamp() + interval '30 seconds', read_ct = read_ct + 1,"
+        " last_read_at = clock_timestamp() where ctid"
+    )
+    lease_script = f"{lease} = ({claim} 1) returning *;\n"
+
+    @classmethod
+    def read_script(cls, quantity: int, verb: str) -> str:
         assert verb == "delete"
-        lease = (
-            f"update {QUEUE} set vt = clock_timestamp() + interval '30 seconds', read_ct = read_ct + 1,"
-            " last_read_at = clock_timestamp() where ctid "
-        )
-        claim = f"select ctid from {QUEUE} where vt <= now() order by msg_id for update skip locked limit {quantity}"
         if quantity == 1:
             return (
-                f"\\set msg_id 0\nbegin;\n{lease} = ({claim}) returning * \\aset\n"
+                f"\\set msg_id 0\nbegin;\n{cls.lease} = ({cls.claim} 1) returning * \\aset\n"
                 f"delete from {QUEUE} where msg_id = :msg_id;\ncommit;\n"
             )
         return (
-            f"begin;\nwith taken as ({lease} = any (array({claim})) returning msg_id)"
+            f"begin;\nwith taken as ({cls.lease} = any (array({cls.claim} {quantity})) returning msg_id)"
             " select coalesce(array_agg(msg_id), '{}') as ids from taken \\gset\n"
             f"delete from {QUEUE} where msg_id = any (:ids::bigint[]) returning msg_id;\ncommit;\n"
         )
 
-    consume_script = read_script(1, "delete")
     protocol = "prepared"
+
+    @property
+    def consume_script(self) -> str:
+        return self.read_script(1, "delete")
 
     def install(self) -> None:
         super().install()
