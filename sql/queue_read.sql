@@ -387,6 +387,7 @@ declare
     new_head bigint;
     new_due bigint;
     new_spread bigint;
+    last_ready bigint;
 begin
     select d.vt
     into earliest
@@ -413,8 +414,18 @@ begin
         (horizon + 2147483648 - ((horizon + 2147483648 - holder::text::bigint) & 4294967295))::text::xid8,
         snapshot
     );
+    -- Who began behind the last message would find none, and begin again at the head.
+    if holders >= 8 then
+        select m.msg_id
+        into last_ready
+        from @queue@ as m
+        where m.vt <= m.enqueued_at
+            and m.msg_id > lowest
+        order by m.msg_id desc
+        limit 1;
+    end if;
     new_spread := case
-        when holders >= 8 then least(16 * holders, 1000)
+        when holders >= 8 then least(16 * holders, 1000, greatest((coalesce(last_ready, lowest) - lowest) * 3 / 4, 1))
         when holders > 1 then greatest(spread / 2, 1)
         else 1
     end;
