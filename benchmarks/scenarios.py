@@ -381,8 +381,11 @@ def _held_steady(rival: SqlRival, size: Size) -> Sample:
 
 
 def _readers(rival: SqlRival, seconds: float) -> Sample:
-    """Each scanner keeps its snapshot over five scans, a fifth of a second or more apart."""
-    clean = rival.cycle(4, seconds, ASYNCHRONOUS)
+    """Each scanner keeps its snapshot over five scans, a fifth of a second or more apart.
+
+    The clean rate is that before and after them, since a machine's mood changes within a minute.
+    """
+    before = rival.cycle(4, seconds, ASYNCHRONOUS)
     pause = max(200, round(seconds * 1000 / 20))
     scan = f"select count(*), max(read_ct) from {rival.table};\n\\sleep {pause} ms\n"
     script = f"\\set wait random(1, {pause * 5})\n\\sleep :wait ms\nbegin isolation level repeatable read;\n"
@@ -391,8 +394,9 @@ def _readers(rival: SqlRival, seconds: float) -> Sample:
         # The first snapshots are then as old as they get.
         time.sleep(pause * 5 / 1000)
         sample = rival.cycle(4, seconds, ASYNCHRONOUS)
-    sample.figures["kept"] = sample.rate / clean.rate
-    sample.figures["clean_rate"] = clean.rate
+    after = rival.cycle(4, seconds, ASYNCHRONOUS)
+    sample.figures["clean_rate"] = (before.rate + after.rate) / 2
+    sample.figures["kept"] = sample.rate / sample.figures["clean_rate"]
     return sample
 
 
