@@ -101,9 +101,11 @@ class Database:
             connection.commit()
         return connection
 
-    def close(self) -> None:
-        while self.opened:
-            self.opened.pop().close()
+    def close(self, but: psycopg.Connection | None = None) -> None:
+        for connection in self.opened:
+            if connection is not but:
+                connection.close()
+        self.opened = [but] if but in self.opened else []
 
 
 _numbers = itertools.count(1)
@@ -167,8 +169,8 @@ def queue(database: Database, db: psycopg.Connection) -> Iterator[str]:
     db.execute("select pgmq.create(%s)", [name])
     yield name
     # Where a test fails, its open transactions would have the drop wait for ever.
-    database.close()
-    database.connect().execute("select pgmq.drop_queue(%s)", [name])
+    database.close(but=db)
+    db.execute("select pgmq.drop_queue(%s)", [name])
 
 
 @pytest.fixture

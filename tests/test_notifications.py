@@ -4,7 +4,7 @@ import pathlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -54,11 +54,9 @@ def listener(database: Database, queue: str) -> Listener:
 
 
 @pytest.fixture
-def sender(database: Database) -> Iterator[psycopg.Connection]:
+def sender(database: Database) -> psycopg.Connection:
     """A session whose transactions the test ends."""
-    connection = database.connect(autocommit=False)
-    yield connection
-    connection.rollback()
+    return database.connect(autocommit=False)
 
 
 def test_an_insert_notifies_the_channel_of_the_queue(db: psycopg.Connection, queue: str, listener: Listener) -> None:
