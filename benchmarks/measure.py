@@ -10,31 +10,40 @@ import pathlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 TICK = os.sysconf("SC_CLK_TCK")
 
 
-def _processes() -> dict[int, tuple[int, float, float]]:
-    """Of every process its parent, its own CPU seconds and those of its children that have ended."""
+def _process(path: pathlib.Path) -> tuple[int, float, float]:
+    """Of a process its parent, its own CPU seconds and those of its children that have ended."""
+    # The name, in parentheses, may hold anything.
+    fields = (path / "stat").read_text().rpartition(")")[2].split()
+    user, system, ended_user, ended_system = map(int, fields[11:15])
+    own = (user + system) / TICK
+    if int(fields[17]) == 1:
+        # One thread: the scheduler knows its time in nanoseconds, where stat is truncated to ticks.
+        with contextlib.suppress(OSError, IndexError):
+            own = int((path / "schedstat").read_text().split()[0]) / 1e9
+    return int(fields[1]), own, (ended_user + ended_system) / TICK
+
+
+def _processes(paths: Iterable[pathlib.Path]) -> dict[int, tuple[int, float, float]]:
     found = {}
-    for path in pathlib.Path("/proc").glob("[0-9]*"):
+    for path in paths:
         with contextlib.suppress(OSError):
-            # The name, in parentheses, may hold anything.
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-            user, system, ended_user, ended_system = map(int, fields[11:15])
-            own = (user + system) / TICK
-            if int(fields[17]) == 1:
-                # One thread: the scheduler knows its time in nanoseconds, where stat is truncated to ticks.
-                with contextlib.suppress(OSError, IndexError):
-                    own = int((path / "schedstat").read_text().split()[0]) / 1e9
-            found[int(path.name)] = (int(fields[1]), own, (ended_user + ended_system) / TICK)
+            found[int(path.name)] = _process(path)
     return found
 
 
 def cpu_seconds(roots: Sequence[int]) -> float:
     """CPU seconds of these processes and all below them, living or ended."""
-    processes = _processes()
+    while True:
+        processes = _processes(pathlib.Path("/proc").glob("[0-9]*"))
+        again = _processes(pathlib.Path(f"/proc/{pid}") for pid in roots)
+        # Who ended meanwhile may have been counted twice or not at all.
+        if all(again[pid][2] == processes[pid][2] for pid in again.keys() & processes.keys()):
+            break
     tree, below = set[int](), set(roots)
     while below:
         tree |= below

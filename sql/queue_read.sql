@@ -425,7 +425,7 @@ begin
         limit 1;
     end if;
     new_spread := case
-        when holders >= 8 then least(16 * holders, 1000, greatest((coalesce(last_ready, lowest) - lowest) * 3 / 4, 1))
+        when holders >= 8 then least(16 * holders, 1000, greatest((coalesce(last_ready, 0) - new_head - 128) * 3 / 4, 1))
         when holders > 1 then greatest(spread / 2, 1)
         else 1
     end;
