@@ -89,7 +89,7 @@ def write_calls(queues: List[str]) -> None:
         join pg_language as l
             on l.oid = p.prolang
         where p.pronamespace = 'pgmq'::regnamespace
-            and p.proowner = current_user::regrole
+            and pg_get_userbyid(p.proowner) = current_user
             and l.lanname = 'plpgsql'
             and strpos(p.prosrc, '-- @queues') > 0
         """

@@ -466,7 +466,7 @@ begin
             and d.refclassid = 'pg_extension'::regclass
             and d.deptype = 'e'
             and strpos(p.proname, '$') = 0
-            and p.proowner <> current_user::regrole
+            and pg_get_userbyid(p.proowner) <> current_user
     loop
         execute format('alter function %s owner to current_user', object);
     end loop;

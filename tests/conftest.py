@@ -128,9 +128,9 @@ def make_database(admin: psycopg.Connection) -> Iterator[Callable[..., Database]
     """Makes databases, with the extension unless told otherwise; they go when the run ends."""
     made: list[Database] = []
 
-    def make(*, extension: bool = True, owner: str = "postgres") -> Database:
+    def make(*, extension: bool = True, owner: str | None = None) -> Database:
         database = Database(unique("database"))
-        admin.execute(f"create database {database.name} template template0 owner {owner}")
+        admin.execute(f"create database {database.name} template template0 {f'owner {owner}' if owner else ''}")
         made.append(database)
         if extension:
             with psycopg.connect(database.dsn, autocommit=True) as connection:

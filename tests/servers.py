@@ -385,7 +385,8 @@ class Cluster:
     installation: Installation
     directory: pathlib.Path
     port: int = 5432
-    superuser: str = "postgres"
+    # A name that has to be quoted in SQL, so that nothing works by its being a plain word.
+    superuser: str = "Chief"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -421,8 +422,8 @@ def cluster(installation: Installation, **settings: object) -> Iterator[Cluster]
         if identity:
             os.chown(directory, identity["user"], identity["group"])
         run = subprocess.run(
-            [copy.bin / "initdb", "-D", directory / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8",
-             "--locale=C.UTF-8", "-N"],
+            [copy.bin / "initdb", "-D", directory / "data", "-A", "trust", "-U", Cluster.superuser,
+             "-E", "UTF8", "--locale=C.UTF-8", "-N"],
             cwd=directory, capture_output=True, text=True, **identity,
         )  # fmt: skip
         if run.returncode:

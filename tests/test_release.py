@@ -157,7 +157,7 @@ def from_reference(
     make_database: MakeDatabase, version: str = REFERENCE, role: str | None = None, plpython: bool = True
 ) -> Database:
     """A database with the reference as an extension, made by a superuser or by a role, who owns the database then."""
-    database = make_database(extension=False, owner=role or "postgres")
+    database = make_database(extension=False, owner=role)
     if plpython:
         database.connect().execute("create extension plpython3u")
     install_reference(version)

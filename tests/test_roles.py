@@ -407,7 +407,7 @@ def test_execute_that_is_no_longer_public_by_default_does_not_shut_out_who_has_g
     owner, reader = make_role(), make_role()
     db.execute(f"grant usage, create on schema pgmq to {owner}")
     db.execute(f"grant select, insert, delete on pgmq.meta to {owner}")
-    for role in (owner, "postgres"):
+    for role in (owner, "current_user"):
         db.execute(f"alter default privileges for role {role} revoke execute on functions from public")
     session = database.connect(owner)
     call(session, "create", "q")

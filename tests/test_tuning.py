@@ -208,7 +208,7 @@ def standby(cluster: servers.Cluster, db: psycopg.Connection) -> Iterator[Callab
         (directory / "data" / "backup_label").write_text(label)
         (directory / "data" / "standby.signal").touch()
         with open(directory / "data" / "postgresql.auto.conf", "a") as file:
-            file.write(f"primary_conninfo = 'host={cluster.directory} port={cluster.port} user=postgres'\n")
+            file.write(f"primary_conninfo = 'host={cluster.directory} port={cluster.port} user={cluster.superuser}'\n")
             file.write(f"primary_slot_name = '{slot}'\nhot_standby_feedback = on\n")
             file.write(f"unix_socket_directories = '{directory}'\n")
         directory.chmod(0o755)
@@ -219,7 +219,7 @@ def standby(cluster: servers.Cluster, db: psycopg.Connection) -> Iterator[Callab
                 os.chown(path, identity["user"], identity["group"])
         run = subprocess.run([*control, "start"], **options)
         assert run.returncode == 0, (directory / "log").read_text()
-        return f"host={directory} port={cluster.port} user=postgres dbname=postgres"
+        return f"host={directory} port={cluster.port} user={cluster.superuser} dbname=postgres"
 
     yield start
     subprocess.run([*control, "-m", "immediate", "stop"], **options)
