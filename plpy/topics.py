@@ -121,7 +121,7 @@ VERSION = r"""
         and not row_security_active('pgmq.topic_bindings') as may_be_kept
     from pg_catalog.pg_trigger as t
     where t.tgrelid = 'pgmq.topic_bindings'::regclass
-        and t.tgname like 'version\_%'
+        and starts_with(t.tgname, 'version_')
         and t.tgenabled = 'A'
 """
 

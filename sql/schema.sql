@@ -51,7 +51,7 @@ create table pgmq.topic_bindings (
     queue_name text not null,
     bound_at timestamptz not null default now(),
     compiled_regex text generated always as (
-        '^' || replace(replace(replace(pattern, '.', '\.'), '*', '[^.]+'), '#', '.*') || '$'
+        '^' || replace(replace(replace(pattern, '.', chr(92) || '.'), '*', '[^.]+'), '#', '.*') || '$'
     ) stored,
     primary key (pattern, queue_name)
 );

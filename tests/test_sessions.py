@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -161,6 +162,50 @@ def test_an_upgrade_in_an_open_transaction_of_another_session_is_not_seen_before
         call(other, "purge_queue", "nothing")
     with error_of(errors.UndefinedTable, "queue nothing does not exist"):
         call(session, "purge_queue", "nothing")
+
+
+# What a database may be set to
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "standard_conforming_strings = off",
+        "quote_all_identifiers = on",
+        "search_path = ''",
+        "default_transaction_isolation = serializable",
+        "datestyle = 'ISO, DMY'",
+        "intervalstyle = iso_8601",
+        "array_nulls = off",
+        "transform_null_equals = on",
+        "plan_cache_mode = force_custom_plan",
+        "plpgsql.extra_errors = 'all'",
+        "plpgsql.variable_conflict = use_variable",
+    ],
+)
+def test_the_settings_of_a_database_change_nothing(make_database: MakeDatabase, setting: str) -> None:
+    database = make_database(extension=False)
+    with database.connect() as db:
+        db.execute("create extension plpython3u")
+        db.execute(f"alter database {database.name} set {setting}")
+    with contextlib.closing(database):
+        session = database.connect()
+        session.execute("create extension pgmq")
+        for name in ("orders", 'A \\ "B"'):
+            call(session, "create", name)
+            call(session, "bind_topic", "logs.*", name)
+            every_verb(session, name, times=8)
+            assert call(session, "send", name, Jsonb({"late": True}), 3600)
+            call(session, "enable_notify_insert", name)
+            call(session, "create_fifo_index", name)
+        assert call(session, "send_topic", "logs.eu", Jsonb(1)) == [(2,)]
+        assert call(session, "send_topic", "logs_eu", Jsonb(1)) == [(0,)]
+        matching = "select count(*) from pgmq.topic_bindings where %s ~ compiled_regex"
+        assert [session.execute(matching, [key]).fetchone() for key in ("logs.eu", "logs_eu")] == [(2,), (0,)]
+        for row in call(session, "list_queues"):
+            assert [message.message for message in call(session, "read", row.queue_name, 0, 5)] == [1]
+            call(session, "compile", row.queue_name)
+            assert call(session, "drop_queue", row.queue_name) == [(True,)]
 
 
 # What survives the extension
