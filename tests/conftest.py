@@ -175,11 +175,11 @@ def queue(database: Database, db: psycopg.Connection) -> Iterator[str]:
 
 @pytest.fixture
 def make_role(admin: psycopg.Connection) -> Iterator[Callable[..., str]]:
-    """Makes roles that may do nothing but what the test grants them."""
+    """Makes roles that may do nothing but what the test grants them; their names must be quoted, and are."""
     made: list[str] = []
 
     def make(options: str = "") -> str:
-        role = unique("role")
+        role = f'"{unique("Role")}"'
         admin.execute(f"create role {role} login {options}")
         made.append(role)
         return role

@@ -824,7 +824,7 @@ def test_an_owner_of_the_database_restores_where_a_superuser_has_created_plpytho
     for database in (original, restored):
         database.connect().execute("create extension plpython3u")
         database.close()
-    as_owner = dataclasses.replace(server, dsn=psycopg.conninfo.make_conninfo(server.dsn, user=owner))
+    as_owner = dataclasses.replace(server, dsn=psycopg.conninfo.make_conninfo(server.dsn, user=owner.strip('"')))
     with as_owner.connect(original.name) as connection:
         connection.execute("create extension pgmq")
         make_queues(connection)

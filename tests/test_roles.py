@@ -157,8 +157,7 @@ def test_the_owner_of_a_queue_needs_no_superuser(make_database: Callable[..., Da
     for create in ("create", "create_unlogged"):
         call(session, create, "mine")
         assert db.execute(
-            "select distinct r.rolname::text from pg_class join pg_roles as r on r.oid = relowner"
-            " where relname like '__mine%'"
+            "select distinct relowner::regrole::text from pg_class where relname like '__mine%'"
         ).fetchall() == [(owner,)]
         for query in NEED_A_QUEUE.values():
             session.execute(query, ["mine"])

@@ -143,9 +143,8 @@ def test_functions_of_ones_own_privileges_on_functions_and_what_depends_on_them_
     db.execute(UPDATE)
     assert db.execute("select message from public.take()").fetchall() == [(1,)]
     assert db.execute("select queue_name from public.queues").fetchall() == [("plain",)]
-    assert db.execute("select has_function_privilege(%s, 'pgmq.drop_queue(text)', 'execute')", [role]).fetchone() == (
-        False,
-    )
+    may = f"select has_function_privilege('{role}'::regrole, 'pgmq.drop_queue(text)', 'execute')"
+    assert db.execute(may).fetchone() == (False,)
 
 
 def test_roles_with_grants_need_no_new_ones_and_dumps_keep_them(reference: Database, make_role: MakeRole) -> None:
