@@ -270,7 +270,7 @@ def drop_queue(queue_name: str) -> bool:
     run(
         "".join(
             "drop sequence if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.stem + "$" + hint)
-            for hint in ("sweep", "head", "due", "spread")
+            for hint in ("sweep", "head", "due", "spread", "walk", "walked")
         )
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
         + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)

@@ -116,15 +116,23 @@ create @unlogged@ sequence if not exists @sequence:head@;
 create @unlogged@ sequence if not exists @sequence:due@;
 create @unlogged@ sequence if not exists @sequence:sweep@;
 create @unlogged@ sequence if not exists @sequence:spread@;
+create @unlogged@ sequence if not exists @sequence:walk@;
+create @unlogged@ sequence if not exists @sequence:walked@;
 alter sequence @sequence:head@ owner to @owner@;
 alter sequence @sequence:due@ owner to @owner@;
 alter sequence @sequence:sweep@ owner to @owner@;
 alter sequence @sequence:spread@ owner to @owner@;
+alter sequence @sequence:walk@ owner to @owner@;
+alter sequence @sequence:walked@ owner to @owner@;
 alter sequence @sequence:head@ owned by @queue@.vt;
 alter sequence @sequence:due@ owned by @queue@.vt;
 alter sequence @sequence:sweep@ owned by @queue@.vt;
 alter sequence @sequence:spread@ owned by @queue@.vt;
-grant select on @sequence:head@, @sequence:due@, @sequence:sweep@, @sequence:spread@ to public;
+alter sequence @sequence:walk@ owned by @queue@.vt;
+alter sequence @sequence:walked@ owned by @queue@.vt;
+grant select
+on @sequence:head@, @sequence:due@, @sequence:sweep@, @sequence:spread@, @sequence:walk@, @sequence:walked@
+to public;
 
 -- A dump of PostgreSQL 14 brings logged ones, those of the notifications too.
 do $do$
@@ -135,7 +143,8 @@ begin
         select c.oid
         from unnest(
             array[
-                @literal:head@, @literal:due@, @literal:sweep@, @literal:spread@, @literal:notified@, @literal:notifier@
+                @literal:head@, @literal:due@, @literal:sweep@, @literal:spread@, @literal:walk@, @literal:walked@,
+                @literal:notified@, @literal:notifier@
             ]
         ) as own (name)
         join pg_class as c on c.oid = to_regclass(own.name)
@@ -273,6 +282,7 @@ as $function$
 declare
     new_head bigint;
     new_due bigint;
+    new_walk bigint;
 begin
     return query
         with changed as (
@@ -287,18 +297,18 @@ begin
 
     -- Visible at once: the hints must not hide it.
     if visible_at <= clock_timestamp() then
-        select min(q.msg_id)
-        into new_head
+        select min(q.msg_id) filter (where q.vt <= q.enqueued_at), min(q.msg_id)
+        into new_head, new_walk
         from @queue@ as q
-        where q.msg_id = any (ids)
-            and q.vt <= q.enqueued_at;
+        where q.msg_id = any (ids);
         -- A hint that was never written hides nothing: it must not begin here.
         new_head := least(new_head, coalesce(pg_sequence_last_value(@literal:head@), 0));
         new_due := least(
             greatest(date_part('epoch', visible_at), 0) * 1000000 - 1,
             coalesce(pg_sequence_last_value(@literal:due@), 0)
         );
-        perform @function:keep@(new_head, new_due, null, null);
+        new_walk := least(new_walk, coalesce(pg_sequence_last_value(@literal:walk@), 0));
+        perform @function:keep@(new_head => new_head, new_due => new_due, new_walk => new_walk);
     end if;
 end
 $function$;

@@ -2,11 +2,12 @@
 --
 -- How a read finds its messages is told in docs/internals.md. In short: the index "ready" holds what was never read
 -- nor delayed, in the order of ids; the index "parked" holds what is in flight, delayed or due again, in the order of
--- vt. Four sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
+-- vt. Six sequences serve as memory without row versions: nothing ready was left below the id in "head" when it was
 -- written, nothing due was left before the time in "due" (microseconds since 1970), and at the time in "sweep"
 -- (milliseconds since 1970) a reader looks below both for what a late commit or a rollback left there. In a crowd,
--- readers of one message begin at different places, over as many ids as "spread" says. They are hints: a wrong one
--- costs time or up to a second of delay, never a message.
+-- readers of one message begin at different places, over as many ids as "spread" says. Where very many messages are
+-- due, readers walk all by id: at the time in "walked" (microseconds since 1970) nothing visible was left below the id
+-- in "walk", which is 1 otherwise. They are hints: a wrong one costs time or up to a second of delay, never a message.
 
 -- @fragment hint_variables
 moment constant timestamptz := clock_timestamp();
@@ -278,6 +279,12 @@ language plpgsql
 @fragment:settings@
 as $function$
 declare
+    -- Who reads without hints does without this one, too.
+    walk bigint := case
+        when condition is null and isfinite(due) then coalesce(pg_sequence_last_value(@literal:walk@), 1)
+        else 1
+    end;
+    is_walking boolean := walk > 1;
     waiting bigint[];
     place bigint := case when condition is null then head else 0 end;
     found_rows @row_type@[];
@@ -285,6 +292,13 @@ declare
     lowest bigint;
     claimed @row_type@[] := '{}';
 begin
+    -- What came due since the walk began is looked for below it.
+    if is_walking then
+        due := greatest(
+            due,
+            to_timestamp(coalesce(pg_sequence_last_value(@literal:walked@), 0) * 0.000001::double precision)
+        );
+    end if;
     select array_agg(w.msg_id order by w.msg_id)
     into waiting
     from (
@@ -293,17 +307,46 @@ begin
         limit 1000
     ) as w;
     if cardinality(waiting) = 1000 then
-        -- Visible messages are dense: walk all messages by id.
+        -- Too many to sort: walk all messages by id, from the beginning.
+        is_walking := true;
+        walk := 1;
+        waiting := null;
+    end if;
+    if is_walking then
         claimed := array(
             select m.@row_id@
             from @queue@ as m
-            where m.vt <= moment
-                and (condition is null or m.message @> condition)
+            where m.msg_id = any (waiting)
+                and m.msg_id < walk
+                and m.vt <= moment
             order by m.msg_id
             limit quantity
             for update skip locked
         );
-        return nullif(claimed, '{}');
+        if cardinality(claimed) >= quantity then
+            return claimed;
+        end if;
+        select array_agg(c.row_id), min(c.msg_id)
+        into found_rows, found_id
+        from (
+            select m.@row_id@ as row_id, m.msg_id
+            from @queue@ as m
+            where m.msg_id >= walk
+                and m.vt <= moment
+                and (condition is null or m.message @> condition)
+            order by m.msg_id
+            limit quantity - cardinality(claimed)
+            for update skip locked
+        ) as c;
+        if condition is null then
+            perform @function:advance_walk@(
+                walk,
+                case when cardinality(claimed || found_rows) >= quantity then found_id end,
+                quantity,
+                case when claimed = '{}' then moment end
+            );
+        end if;
+        return nullif(claimed || found_rows, '{}');
     elsif waiting is null and condition is null then
         return null;
     end if;
@@ -429,7 +472,30 @@ begin
         when holders > 1 then greatest(spread / 2, 1)
         else 1
     end;
-    perform @function:keep@(new_head, new_due, null, new_spread);
+    perform @function:keep@(new_head, new_due, new_spread => new_spread);
+end
+$function$;
+
+-- Moves the walk up to the lowest id that it has just taken, less a margin as above, or ends it where there is none
+-- since all was taken. "moment" is NULL where messages below the walk were taken too, which may come back.
+create or replace function @function:advance_walk@(walk bigint, lowest bigint, quantity integer, moment timestamptz)
+returns void
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    new_walk constant bigint := lowest - greatest(4::bigint * quantity, 128);
+begin
+    if lowest is null then
+        perform @function:keep@(new_walk => 1);
+    elsif new_walk - walk > 512 or random() * 32 < least(quantity, 8) then
+        perform @function:keep@(
+            new_walk => new_walk,
+            new_walked => (date_part('epoch', moment) * 1000000 - 10000)::bigint
+        );
+        -- For the first that is due: the other hints of the two are out of use meanwhile.
+        perform @function:advance@(0, 0, clock_timestamp());
+    end if;
 end
 $function$;
 
@@ -443,12 +509,14 @@ language plpgsql
 as $function$
 declare
     head constant bigint := pg_sequence_last_value(@literal:head@);
+    walk constant bigint := pg_sequence_last_value(@literal:walk@);
     earliest timestamptz;
     straggler bigint;
+    walk_straggler bigint;
     started timestamptz;
 begin
     -- First, so that others leave it to this session. One that cannot tell them reads without hints.
-    if not @function:keep@(null, null, ((date_part('epoch', moment) + 2) * 1000)::bigint, null) then
+    if not @function:keep@(new_sweep => ((date_part('epoch', moment) + 2) * 1000)::bigint) then
         return false;
     end if;
     started := clock_timestamp();
@@ -469,6 +537,16 @@ begin
         and d.vt <= moment
     order by d.vt
     limit 1;
+    if walk > 1 then
+        select m.msg_id
+        into walk_straggler
+        from @queue@ as m
+        where m.msg_id < walk
+            and m.vt <= moment
+        order by m.msg_id
+        limit 1
+        for update skip locked;
+    end if;
     return @function:keep@(
         straggler,
         (date_part('epoch', greatest(coalesce(earliest, moment), 'epoch')) * 1000000 - 10000)::bigint,
@@ -478,26 +556,40 @@ begin
                 + greatest(1, 10 * date_part('epoch', clock_timestamp() - started))
             )
         )::bigint,
-        null
+        new_walk => walk_straggler
     );
 end
 $function$;
 
 -- Writes the hints, as far as they are not NULL, and returns whether that was allowed.
-create or replace function @function:keep@(new_head bigint, new_due bigint, new_sweep bigint, new_spread bigint)
+create or replace function @function:keep@(
+    new_head bigint default null,
+    new_due bigint default null,
+    new_sweep bigint default null,
+    new_spread bigint default null,
+    new_walk bigint default null,
+    new_walked bigint default null
+)
 returns boolean
 language plpgsql
 as $function$
 begin
     if has_sequence_privilege(@literal:head@, 'UPDATE') then
-        perform @function:hint@(new_head, new_due, new_sweep, new_spread);
+        perform @function:hint@(new_head, new_due, new_sweep, new_spread, new_walk, new_walked);
         return true;
     end if;
-    return @function:owner_hint@(new_head, new_due, new_sweep, new_spread);
+    return @function:owner_hint@(new_head, new_due, new_sweep, new_spread, new_walk, new_walked);
 end
 $function$;
 
-create or replace function @function:hint@(new_head bigint, new_due bigint, new_sweep bigint, new_spread bigint)
+create or replace function @function:hint@(
+    new_head bigint,
+    new_due bigint,
+    new_sweep bigint,
+    new_spread bigint,
+    new_walk bigint,
+    new_walked bigint
+)
 returns void
 language plpgsql
 as $function$
@@ -514,12 +606,25 @@ begin
     if new_spread is not null then
         perform setval(@literal:spread@, new_spread);
     end if;
+    if new_walk is not null then
+        perform setval(@literal:walk@, greatest(new_walk, 1));
+    end if;
+    if new_walked is not null then
+        perform setval(@literal:walked@, new_walked);
+    end if;
 end
 $function$;
 
 -- SECURITY DEFINER, so that whoever may read the queue can keep its hints without a grant on the sequences. The
 -- caller is the session's role: one that may not read the queue changes nothing.
-create or replace function @function:owner_hint@(new_head bigint, new_due bigint, new_sweep bigint, new_spread bigint)
+create or replace function @function:owner_hint@(
+    new_head bigint,
+    new_due bigint,
+    new_sweep bigint,
+    new_spread bigint,
+    new_walk bigint,
+    new_walked bigint
+)
 returns boolean
 language plpgsql
 security definer
@@ -533,7 +638,7 @@ begin
     ) then
         return false;
     end if;
-    perform @function:hint@(new_head, new_due, new_sweep, new_spread);
+    perform @function:hint@(new_head, new_due, new_sweep, new_spread, new_walk, new_walked);
     return true;
 end
 $function$;

@@ -99,11 +99,14 @@ def test_readers_that_delete_and_senders_at_once_lose_nothing(
     assert call(db, "metrics", queue)[0].queue_length == 0
 
 
+@pytest.mark.parametrize("are_due_again", [False, True])
 def test_readers_that_roll_back_one_time_in_ten_lose_nothing_and_get_nothing_twice(
-    database: Database, db: psycopg.Connection, queue: str
+    database: Database, db: psycopg.Connection, queue: str, are_due_again: bool
 ) -> None:
     total = 5000
     fill(db, queue, total)
+    if are_due_again:
+        call(db, "read", queue, 0, total)
     seen: collections.Counter[int] = collections.Counter()
     taken_back = collections.Counter[int]()
 
@@ -114,7 +117,7 @@ def test_readers_that_roll_back_one_time_in_ten_lose_nothing_and_get_nothing_twi
         while seen.total() < total and time.monotonic() < deadline:
             rows = call(session, "read", queue, 3600, 20)
             # Whoever rolls back leaves read_ct as it was.
-            assert all(row.read_ct == 1 for row in rows)
+            assert all(row.read_ct == 1 + are_due_again for row in rows)
             if chance.random() < 0.1:
                 session.rollback()
                 taken_back.update(ids(rows))
@@ -125,6 +128,66 @@ def test_readers_that_roll_back_one_time_in_ten_lose_nothing_and_get_nothing_twi
     run(*[lambda seed=seed: reader(seed) for seed in range(READERS)])
     assert seen == collections.Counter(range(1, total + 1))
     assert taken_back.total() > 0
+
+
+def test_where_thousands_are_due_among_others_that_are_not_the_oldest_comes_first(
+    database: Database, db: psycopg.Connection, queue: str
+) -> None:
+    fill(db, queue, 30_000)
+    assert len(call(db, "read", queue, 3600, 30_000)) == 30_000
+    due = list(range(2000, 30_000, 20))
+    soon = list(range(5, 100, 10))
+    call(db, "set_vt", queue, due, 0)
+    call(db, "set_vt", queue, soon, 2)
+
+    def take(quantity: int, session: psycopg.Connection = db) -> list[int]:
+        return ids(call(session, "read", queue, 3600, quantity))
+
+    def sweep_in(seconds: int) -> None:
+        moment = "(date_part('epoch', clock_timestamp()) + %s) * 1000"
+        db.execute(f"select setval('pgmq.\"q_{queue}$sweep\"', ({moment})::bigint)", [seconds])
+
+    sweep_in(600)
+    # One batch in four moves the hint up to what it takes: that of twenty none does is not to be expected.
+    for _ in range(20):
+        assert take(10) == due[:10]
+        del due[:10]
+    assert hint(db, queue, "walk") > 1
+    for _ in range(20):
+        with db.transaction(force_rollback=True):
+            assert take(30) == due[:30]
+    time.sleep(2)
+    for _ in range(20):
+        with db.transaction(force_rollback=True):
+            assert take(30) == [*soon, *due[:20]]
+    assert take(12) == [*soon, *due[:2]]
+    del due[:2]
+
+    with database.connect(autocommit=False) as other:
+        assert take(10, other) == due[:10]
+        for first in range(10, 310, 10):
+            assert take(10) == due[first : first + 10]
+        other.rollback()
+    # They were left behind: a sweep finds them.
+    behind = due[:10]
+    del due[:310]
+    assert take(1) == [due.pop(0)]
+    sweep_in(0)
+
+    def finds_what_was_left_behind() -> bool:
+        (found,) = take(1)
+        assert found == (behind if found < due[0] else due).pop(0)
+        return len(behind) < 10
+
+    eventually(finds_what_was_left_behind)
+    assert take(10) == [*behind, *due[:1]]
+    assert take(10_000) == due[1:]
+    assert take(1) == []
+    assert hint(db, queue, "walk") == 1
+
+
+def hint(db: psycopg.Connection, queue: str, name: str) -> int:
+    return db.execute("select pg_sequence_last_value(%s::regclass)", [f'pgmq."q_{queue}${name}"']).fetchone()[0]
 
 
 def test_a_reader_that_rolls_back_gives_its_message_back_at_the_next_read_with_its_read_ct(

@@ -119,6 +119,37 @@ def test_with_messages_that_came_due_and_were_consumed_under_an_old_transaction(
     old.rollback()
 
 
+@pytest.mark.parametrize("in_the_way", ["delayed", "consumed"])
+def test_with_thousands_that_came_due_at_once(
+    database: Database, db: psycopg.Connection, queue: str, in_the_way: str
+) -> None:
+    def cost_of_due(name: str) -> float:
+        fill(db, name, 3000)
+        for _ in range(300):
+            db.execute(
+                "select count(*) from pgmq.set_vt(%s, array(select msg_id from pgmq.read(%s, 600, 10)), now())",
+                [name, name],
+            )
+        # One read in 32 remembers how far it came.
+        for _ in range(300):
+            db.execute("select msg_id from pgmq.read(%s, 600, 1)", [name])
+        return cost_of_reads(db, name)
+
+    fresh = unique()
+    db.execute("select pgmq.create(%s)", [fresh])
+    fresh_cost = cost_of_due(fresh)
+    db.execute("select pgmq.drop_queue(%s)", [fresh])
+    old = database.connect(autocommit=False)
+    old.execute("select pg_current_xact_id()")
+    if in_the_way == "delayed":
+        fill(db, queue, 20_000, delay=3600)
+    else:
+        fill(db, queue, 20_000)
+        consume(db, queue, 20_000)
+    assert cost_of_due(queue) <= 2 * fresh_cost
+    old.rollback()
+
+
 @pytest.mark.parametrize("messages", [5000, 200])
 def test_in_a_crowd_that_holds_the_front_of_the_queue(
     database: Database, db: psycopg.Connection, queue: str, fresh_cost: float, messages: int

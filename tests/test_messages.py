@@ -291,6 +291,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("set_vt"), st.integers(1, 200), st.booleans()),
     st.tuples(st.sampled_from(["delete", "archive"]), st.integers(1, 200), st.just(False)),
     st.tuples(st.just("rollback"), st.integers(1, 60), st.booleans()),
+    st.tuples(st.just("storm"), st.integers(100, 1200), st.booleans()),
 )
 
 
@@ -321,6 +322,16 @@ def test_whatever_one_session_does_a_read_gives_the_oldest_visible_messages(
             last += number
             visible.update(dict.fromkeys(sent, not flag))
             counts.update(dict.fromkeys(sent, 0))
+        elif verb == "storm":
+            # Many that came due at once, among as many that did not; or all that there is.
+            call(db, "send_batch", queue, [Jsonb(None)] * 2 * number, 3600)
+            sent = list(range(last + 1, last + 2 * number + 1))
+            last += 2 * number
+            visible.update(dict.fromkeys(sent, False))
+            counts.update(dict.fromkeys(sent, 0))
+            due = sent[::2] if flag else list(visible)
+            assert len(call(db, "set_vt", queue, due, 0)) == len(due)
+            visible.update(dict.fromkeys(due, True))
         elif verb == "read":
             read(number, stays=flag)
         elif verb == "rollback":
