@@ -307,8 +307,15 @@ begin
             greatest(date_part('epoch', visible_at), 0) * 1000000 - 1,
             coalesce(pg_sequence_last_value(@literal:due@), 0)
         );
-        new_walk := least(new_walk, coalesce(pg_sequence_last_value(@literal:walk@), 0));
-        perform @function:keep@(new_head => new_head, new_due => new_due, new_walk => new_walk);
+        perform @function:keep@(
+            new_head => new_head,
+            new_due => new_due,
+            new_walk => case
+                when new_walk < pg_sequence_last_value(@literal:walk@)
+                    and date_part('epoch', visible_at) * 1000000 < pg_sequence_last_value(@literal:walked@)
+                    then new_walk
+            end
+        );
     end if;
 end
 $function$;

@@ -138,7 +138,6 @@ def test_where_thousands_are_due_among_others_that_are_not_the_oldest_comes_firs
     due = list(range(2000, 30_000, 20))
     soon = list(range(5, 100, 10))
     call(db, "set_vt", queue, due, 0)
-    call(db, "set_vt", queue, soon, 2)
 
     def take(quantity: int, session: psycopg.Connection = db) -> list[int]:
         return ids(call(session, "read", queue, 3600, quantity))
@@ -148,15 +147,30 @@ def test_where_thousands_are_due_among_others_that_are_not_the_oldest_comes_firs
         db.execute(f"select setval('pgmq.\"q_{queue}$sweep\"', ({moment})::bigint)", [seconds])
 
     sweep_in(600)
-    # One batch in four moves the hint up to what it takes: that of twenty none does is not to be expected.
-    for _ in range(20):
-        assert take(10) == due[:10]
-        del due[:10]
-    assert hint(db, queue, "walk") > 1
+
+    def walk_on() -> int:
+        # One batch in four moves the hint up to what it takes: that of twenty none does is not to be expected.
+        for _ in range(20):
+            assert take(10) == due[:10]
+            del due[:10]
+        assert hint(db, queue, "walk") > 1000
+        return hint(db, queue, "walk")
+
+    walk = walk_on()
+    call(db, "set_vt", queue, 1, 0)
+    assert hint(db, queue, "walk") == walk
+    assert take(2) == [1, due.pop(0)]
+    for number, vt in ((2, "enqueued_at + interval '1 ms'"), (3, "enqueued_at - interval '1 day'")):
+        walk_on()
+        db.execute(f"select pgmq.set_vt(%s, msg_id, {vt}) from pgmq.q_{queue} where msg_id = {number}", [queue])
+        assert hint(db, queue, "walk") == number
+        assert take(2) == [number, due.pop(0)]
+    walk_on()
     for _ in range(20):
         with db.transaction(force_rollback=True):
             assert take(30) == due[:30]
-    time.sleep(2)
+    call(db, "set_vt", queue, soon, 1)
+    time.sleep(1)
     for _ in range(20):
         with db.transaction(force_rollback=True):
             assert take(30) == [*soon, *due[:20]]
