@@ -512,7 +512,7 @@ declare
     walk constant bigint := pg_sequence_last_value(@literal:walk@);
     earliest timestamptz;
     straggler bigint;
-    walk_straggler bigint;
+    new_walk bigint;
     started timestamptz;
 begin
     -- First, so that others leave it to this session. One that cannot tell them reads without hints.
@@ -538,14 +538,24 @@ begin
     order by d.vt
     limit 1;
     if walk > 1 then
-        select m.msg_id
-        into walk_straggler
-        from @queue@ as m
-        where m.msg_id < walk
-            and m.vt <= moment
-        order by m.msg_id
+        perform
+        from @queue@ as d
+        where d.vt > d.enqueued_at
+            and d.vt <= moment
         limit 1
-        for update skip locked;
+        offset 999;
+        if found then
+            select m.msg_id
+            into new_walk
+            from @queue@ as m
+            where m.msg_id < walk
+                and m.vt <= moment
+            order by m.msg_id
+            limit 1
+            for update skip locked;
+        else
+            new_walk := 1;
+        end if;
     end if;
     return @function:keep@(
         straggler,
@@ -556,7 +566,7 @@ begin
                 + greatest(1, 10 * date_part('epoch', clock_timestamp() - started))
             )
         )::bigint,
-        new_walk => walk_straggler
+        new_walk => new_walk
     );
 end
 $function$;
