@@ -186,7 +186,7 @@ def test_where_thousands_are_due_among_others_that_are_not_the_oldest_comes_firs
     behind = due[:10]
     del due[:310]
     assert take(1) == [due.pop(0)]
-    sweep_in(0)
+    sweep_in(-1)
 
     def finds_what_was_left_behind() -> bool:
         (found,) = take(1)
@@ -200,7 +200,7 @@ def test_where_thousands_are_due_among_others_that_are_not_the_oldest_comes_firs
     # With fewer a sweep ends the walk.
     assert take(len(due) - 500) == due[:-500]
     assert hint(db, queue, "walk") > 1
-    sweep_in(0)
+    sweep_in(-1)
     assert take(1) == [due[-500]]
     assert hint(db, queue, "walk") == 1
     assert take(10_000) == due[-499:]
