@@ -268,7 +268,8 @@ def test_in_a_crowd_readers_of_one_message_begin_at_different_places_and_miss_no
     while found := one():
         seen += found
     assert seen[1000:] == sorted(seen[1000:])
-    assert sorted(seen) == [*range(11, total + 1)]
+    # The last of the ten may have begun elsewhere themselves.
+    assert len(seen) == len(set(seen)) == total - 10
 
 
 @pytest.mark.parametrize("sessions, messages", [(1, 100), (7, 10)])
