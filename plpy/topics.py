@@ -101,7 +101,7 @@ class Kept:
 
 # Equal versions prove equal bindings (docs/topics.md). The triggers are part of it: where one has been disabled, or a
 # row security policy shows each role something else, nothing is kept.
-VERSION = r"""
+VERSION = """
     select
         concat_ws(
             ',',

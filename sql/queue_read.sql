@@ -151,6 +151,24 @@ with changed as (
 select *
 from changed as c
 
+-- The end of the statements that lock what is missing of a read.
+-- @fragment rest
+    and m.vt <= moment
+    and (condition is null or m.message @> condition)
+order by m.msg_id
+limit quantity - cardinality(claimed)
+for update skip locked
+
+-- Of what is due again the messages before a place.
+-- @fragment claim_waiting
+claimed := claimed || array(
+    select m.@row_id@
+    from @queue@ as m
+    where m.msg_id = any (waiting)
+        and m.msg_id < place
+    @fragment:rest@
+);
+
 -- @section functions
 create or replace function @function:read@(seconds integer, quantity integer, condition jsonb)
 @fragment:returns_messages@
@@ -313,16 +331,8 @@ begin
         waiting := null;
     end if;
     if is_walking then
-        claimed := array(
-            select m.@row_id@
-            from @queue@ as m
-            where m.msg_id = any (waiting)
-                and m.msg_id < walk
-                and m.vt <= moment
-            order by m.msg_id
-            limit quantity
-            for update skip locked
-        );
+        place := walk;
+        @fragment:claim_waiting@
         if cardinality(claimed) >= quantity then
             return claimed;
         end if;
@@ -331,12 +341,8 @@ begin
         from (
             select m.@row_id@ as row_id, m.msg_id
             from @queue@ as m
-            where m.msg_id >= walk
-                and m.vt <= moment
-                and (condition is null or m.message @> condition)
-            order by m.msg_id
-            limit quantity - cardinality(claimed)
-            for update skip locked
+            where m.msg_id >= place
+            @fragment:rest@
         ) as c;
         if condition is null then
             perform @function:advance_walk@(
@@ -363,11 +369,7 @@ begin
                 where m.vt <= m.enqueued_at
                     and m.msg_id >= place
                     and m.msg_id < coalesce(waiting[1], 9223372036854775807)
-                    and m.vt <= moment
-                    and (condition is null or m.message @> condition)
-                order by m.msg_id
-                limit quantity - cardinality(claimed)
-                for update skip locked
+                @fragment:rest@
             ) as c;
             claimed := claimed || found_rows;
             lowest := coalesce(lowest, found_id);
@@ -384,17 +386,7 @@ begin
         order by m.msg_id
         limit 1;
         place := coalesce(place, 9223372036854775807);
-        claimed := claimed || array(
-            select m.@row_id@
-            from @queue@ as m
-            where m.msg_id = any (waiting)
-                and m.msg_id < place
-                and m.vt <= moment
-                and (condition is null or m.message @> condition)
-            order by m.msg_id
-            limit quantity - cardinality(claimed)
-            for update skip locked
-        );
+        @fragment:claim_waiting@
         exit when cardinality(claimed) >= quantity;
         waiting := array(
             select w.msg_id
