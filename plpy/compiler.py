@@ -3,7 +3,7 @@
 import re
 from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional, Tuple
 
-import plpy
+from interface import ident, literal
 
 TEMPLATES = "\n".join(
     (
@@ -68,7 +68,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
     """The SQL that makes these parts of a queue; `more` are words that only these parts have."""
 
     def own(name: str) -> str:
-        return "pgmq." + plpy.quote_ident(queue.stem + "$" + name)
+        return "pgmq." + ident(queue.stem + "$" + name)
 
     def primary(key: str) -> str:
         return "msg_id" if key in ("", "msg_id") else "msg_id, " + key
@@ -77,8 +77,8 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         return "partition by range (%s)" % key if key else ""
 
     words: Dict[str, str] = {
-        "queue": "pgmq." + plpy.quote_ident(queue.queue_table),
-        "archive": "pgmq." + plpy.quote_ident(queue.archive_table),
+        "queue": "pgmq." + ident(queue.queue_table),
+        "archive": "pgmq." + ident(queue.archive_table),
         "persistence": "unlogged" if queue.is_unlogged else "",
         "unlogged": "unlogged" if queue.server_version >= 150000 else "",
         "identity": "by default" if queue.queue_key else "always",
@@ -92,7 +92,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         "row_type": "bigint" if queue.is_partitioned else "tid",
         "group": GROUP % "",
         "owner": queue.owner,
-        "literal:queue": plpy.quote_literal("pgmq." + plpy.quote_ident(queue.queue_table)),
+        "literal:queue": literal("pgmq." + ident(queue.queue_table)),
     }
     words.update(more or {})
 
@@ -101,11 +101,11 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         if kind is None or kind + name in words:
             return words[(kind or "") + name]
         if kind == "literal:":
-            return plpy.quote_literal(own(name))
+            return literal(own(name))
         if kind == "group:":
             return GROUP % (name + ".")
         if kind == "index:":
-            return plpy.quote_ident(queue.stem + "$" + name)
+            return ident(queue.stem + "$" + name)
         return own(name)
 
     variants = {"settings": "partition_settings"} if queue.is_partitioned else {}

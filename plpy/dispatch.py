@@ -16,7 +16,7 @@ from typing import List, Match, Tuple
 
 import plpy
 
-from interface import rows, run, sql
+from interface import ident, literal, rows, run, sql
 
 # Each more makes the functions longer, which every session compiles once: sixteen cost it 0.1 to 0.2 ms a function.
 MOST = 16
@@ -25,7 +25,7 @@ REGION = re.compile(r"^( *)-- @queues\n((?: *--  .*\n)+)(?:(?! *-- @).*\n)*(?= *
 
 
 def call(queue_name: str, verb: str) -> str:
-    return "pgmq." + plpy.quote_ident("q_" + queue_name + "$" + verb)
+    return "pgmq." + ident("q_" + queue_name + "$" + verb)
 
 
 def known_queues() -> List[str]:
@@ -50,10 +50,10 @@ def search(queues: List[str], template: str) -> str:
     """Statements that find a queue by halves, since each comparison costs 2 000 instructions, and call its function."""
     if len(queues) == 1:
         calls = re.sub(r"@(\w+)@", lambda verb: call(queues[0], verb.group(1)), template)
-        return 'if queue_name = %s collate "C" then\n%send if;\n' % (plpy.quote_literal(queues[0]), indented(calls))
+        return 'if queue_name = %s collate "C" then\n%send if;\n' % (literal(queues[0]), indented(calls))
     half = len(queues) // 2
     return 'if queue_name < %s collate "C" then\n%selse\n%send if;\n' % (
-        plpy.quote_literal(queues[half]),
+        literal(queues[half]),
         indented(search(queues[:half], template)),
         indented(search(queues[half:], template)),
     )
@@ -95,7 +95,7 @@ def write_calls(queues: List[str]) -> None:
         """
     ):
         head, body = definition_and_body(row["definition"])
-        run("%s\nAS %s" % (head, plpy.quote_literal(with_calls(body, queues))))
+        run("%s\nAS %s" % (head, literal(with_calls(body, queues))))
 
 
 # One function tells for all: they are always written together.

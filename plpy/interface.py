@@ -1,5 +1,6 @@
 """What every module shares: how a function says its SQL, asks the server, and how an error reaches the client."""
 
+import re
 from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar
 
 import plpy
@@ -50,13 +51,41 @@ def sql(signature: str, clauses: str = "") -> Callable[[Function], Function]:
     return register
 
 
+# PL/Python's own quote_ident and quote_literal are not used: they take UTF-8 whatever the server's encoding, and where
+# they fail they leave the interpreter by a jump that damages the session.
+def ident(name: str) -> str:
+    """The name as an identifier in SQL, quoted where it must be."""
+    return name if re.match(r"[qa]_[a-z0-9_]*\Z", name) else '"%s"' % name.replace('"', '""')
+
+
+def shown(name: str) -> str:
+    """The name as messages show it: quoted only where it has other characters than the plainest."""
+    return name if re.match(r"[a-z_][a-z0-9_]*\Z", name) else ident(name)
+
+
+def literal(text: str) -> str:
+    """The text as a string constant, whatever standard_conforming_strings says."""
+    quoted = "'%s'" % text.replace("'", "''")
+    return " E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
+
+
 def rows(query: str, types: Sequence[str] = (), values: Sequence[Any] = ()) -> List[Dict[str, Any]]:
-    """The rows of a query with parameters $1, $2, ... of these types."""
+    """The rows of a query with parameters $1, $2, ... of these types.
+
+    The query has ASCII characters only: PL/Python sends its text as UTF-8 whatever the server's encoding, but converts
+    the values.
+    """
     if not types:
         return list(plpy.execute(query))
     return list(plpy.execute(plpy.prepare(query, list(types)), list(values)))
 
 
 def run(statements: str) -> None:
-    """Run statements without parameters: in one go, since each call of the server is a subtransaction."""
-    plpy.execute(statements)
+    """Run statements without parameters, in any encoding; in one go, since each call is a subtransaction."""
+    rows("select pgmq._run($1)", ["text"], [statements])
+
+
+def number(query: str) -> Optional[int]:
+    """The one number that a query without parameters gives, in any encoding."""
+    value = rows("select pgmq._number($1) as value", ["text"], [query])[0]["value"]
+    return None if value is None else int(value)

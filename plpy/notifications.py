@@ -2,10 +2,8 @@
 
 from typing import NamedTuple, Optional, Sequence
 
-import plpy
-
 from compiler import Queue, statements
-from interface import Error, rows, run, sql
+from interface import Error, ident, literal, rows, run, shown, sql
 from queues import TABLE_KINDS, find, listed_name, no_such_queue
 
 
@@ -41,21 +39,21 @@ def check_throttle(throttle_interval_ms: Optional[int]) -> None:
 
 
 def table_of(found: Listed) -> str:
-    return "pgmq." + plpy.quote_ident(found.queue.queue_table)
+    return "pgmq." + ident(found.queue.queue_table)
 
 
 def make(found: Listed, parts: Sequence[str], throttle_interval_ms: int) -> None:
     """Make these parts of the queue; "notify" is the trigger function, which remembers no notification then."""
     # A channel has at most 63 bytes, and LISTEN cuts a longer name in the same way.
     row = rows("select ('pgmq.q_' || $1 || '.INSERT')::name::text as channel", ["text"], [found.name])[0]
-    more = {"literal:channel": plpy.quote_literal(row["channel"]), "throttle": str(throttle_interval_ms)}
+    more = {"literal:channel": literal(row["channel"]), "throttle": str(throttle_interval_ms)}
     run(statements(found.queue, parts, more))
 
 
 def drop_other_triggers(found: Listed) -> str:
     """The SQL that drops the triggers of another version."""
     return "".join(
-        "drop trigger %s on %s;\n" % (plpy.quote_ident(row["name"]), table_of(found))
+        "drop trigger %s on %s;\n" % (ident(row["name"]), table_of(found))
         for row in rows(
             """
             select tgname as name
@@ -134,9 +132,9 @@ def update_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
         [found.name, throttle_interval_ms],
     ):
         raise Error(
-            "queue %s does not notify of inserts" % plpy.quote_ident(found.name),
+            "queue %s does not notify of inserts" % shown(found.name),
             sqlstate="55000",
-            hint="Enable it first: select pgmq.enable_notify_insert(%s);" % plpy.quote_literal(found.name),
+            hint="Enable it first: select pgmq.enable_notify_insert(%s);" % literal(found.name),
         )
     make(found, ["notify"], throttle_interval_ms)
 
@@ -152,7 +150,7 @@ def disable_notify_insert(queue_name: str) -> None:
     if found is None:
         return
     rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
-    own = "pgmq." + plpy.quote_ident(found.queue.stem + "$%s")
+    own = "pgmq." + ident(found.queue.stem + "$%s")
     run(
         drop_other_triggers(found)
         + "drop trigger if exists notify_insert on %s;\n" % table_of(found)

@@ -5,7 +5,7 @@ from typing import List, Optional
 import plpy
 
 from compiler import Queue, statements
-from interface import Error, rows, run, sql
+from interface import Error, ident, literal, number, rows, run, shown, sql
 from partman import (
     check_partition_names,
     checked_premake,
@@ -48,7 +48,7 @@ def create_partitioned(
     for table, kind in zip(tables, (found.kind, found.archive_kind)):
         if kind == "r":
             raise Error(
-                "table pgmq.%s exists and is not partitioned" % plpy.quote_ident(table),
+                "table pgmq.%s exists and is not partitioned" % shown(table),
                 sqlstate="42P07",
                 hint="Choose another name, or drop the queue first.",
             )
@@ -88,10 +88,10 @@ def convert_archive_partitioned(
     found = find(table_name)
     archive = found.queue.archive_table
     if found.archive_kind is None:
-        plpy.notice("pgmq archive table %s does not exist" % plpy.quote_ident(archive))
+        plpy.notice("pgmq archive table %s does not exist" % shown(archive))
         return
     if found.archive_kind == "p":
-        plpy.notice("pgmq archive table %s is already partitioned" % plpy.quote_ident(archive))
+        plpy.notice("pgmq archive table %s is already partitioned" % shown(archive))
         return
     check_names(found)
     spans = checked_spans(partition_interval, retention_interval)
@@ -99,9 +99,9 @@ def convert_archive_partitioned(
     partman = required_partman()
     check_partition_names([archive], spans[0])
     old = archive + "_old"
-    if rows("select to_regclass($1) is not null as taken", ["text"], ["pgmq." + plpy.quote_ident(old)])[0]["taken"]:
+    if rows("select to_regclass($1) is not null as taken", ["text"], ["pgmq." + ident(old)])[0]["taken"]:
         raise Error(
-            "the name pgmq.%s, which the old archive is to have, is taken" % plpy.quote_ident(old),
+            "the name pgmq.%s, which the old archive is to have, is taken" % shown(old),
             sqlstate="42P07",
             hint="Rename or drop that table first.",
         )
@@ -125,29 +125,20 @@ def convert_archive_partitioned(
 
 def set_aside(queue: Queue, old: str) -> None:
     """Rename the plain archive, and its index, whose name the new one is to have."""
-    run("alter table pgmq.%s rename to %s" % (plpy.quote_ident(queue.archive_table), plpy.quote_ident(old)))
+    run("alter table pgmq.%s rename to %s" % (ident(queue.archive_table), ident(old)))
     index = queue.stem + "$archived"
-    if rows("select to_regclass($1) as found", ["text"], ["pgmq." + plpy.quote_ident(index)])[0]["found"]:
-        run("alter index pgmq.%s rename to %s" % (plpy.quote_ident(index), plpy.quote_ident(index + "_old")))
+    if rows("select to_regclass($1) as found", ["text"], ["pgmq." + ident(index)])[0]["found"]:
+        run("alter index pgmq.%s rename to %s" % (ident(index), ident(index + "_old")))
 
 
 def unarchived_ids(queue: Queue, kind: Optional[str]) -> List[int]:
     """The lowest id in the queue and the last id given, 0 where there was none."""
     if kind is None:
         return [0, 0]
-    row = rows(
-        """
-        select coalesce(min(msg_id), l.id) as first, l.id as last
-        from pgmq.%s
-        right join (select coalesce(pg_sequence_last_value(pg_get_serial_sequence($1, 'msg_id')), 0)) as l (id)
-            on true
-        group by l.id
-        """
-        % plpy.quote_ident(queue.queue_table),
-        ["text"],
-        ["pgmq." + plpy.quote_ident(queue.queue_table)],
-    )[0]
-    return [row["first"], row["last"]]
+    table = "pgmq." + ident(queue.queue_table)
+    last = number("select pg_sequence_last_value(pg_get_serial_sequence(%s, 'msg_id')::regclass)" % literal(table)) or 0
+    first = number("select min(msg_id) from " + table)
+    return [last if first is None else first, last]
 
 
 def inherited_rights(old: str, new: str) -> str:
@@ -176,7 +167,7 @@ def inherited_rights(old: str, new: str) -> str:
         ) as g
         """,
         ["text", "text"],
-        ["pgmq." + plpy.quote_ident(old), new],
+        ["pgmq." + ident(old), new],
     )
     return "".join(row["statement"] + "\n" for row in granted)
 
@@ -199,6 +190,6 @@ def inherited_owner(old: str, new: str, template: str) -> str:
             and c.relowner <> o.relowner
         """,
         ["text", "text", "text"],
-        ["pgmq." + plpy.quote_ident(name) for name in (old, new, template)],
+        ["pgmq." + ident(name) for name in (old, new, template)],
     )
     return "".join(row["statement"] + "\n" for row in owned)

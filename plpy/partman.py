@@ -5,7 +5,7 @@ from typing import List, NamedTuple, Optional
 
 import plpy
 
-from interface import Error, rows
+from interface import Error, literal, rows, shown
 
 # What the name of a partition has after that of its table.
 SUFFIX = "^_(p[0-9][0-9_]*|default)$"
@@ -83,7 +83,7 @@ def checked_span(argument: str, text: Optional[str], least: int) -> Span:
             )[0]["fits"]
         except plpy.SPIError:
             raise Error(
-                "%s is neither a number of messages nor a length of time: %s" % (argument, plpy.quote_literal(text)),
+                "%s is neither a number of messages nor a length of time: %s" % (argument, literal(text)),
                 sqlstate="22023",
                 hint="Give a number such as '10000', or an interval such as '1 day'.",
             ) from None
@@ -92,7 +92,7 @@ def checked_span(argument: str, text: Optional[str], least: int) -> Span:
         fits = least <= int(text) < 2**63
     if not fits:
         raise Error(
-            "%s is out of range: %s" % (argument, plpy.quote_literal(text)),
+            "%s is out of range: %s" % (argument, literal(text)),
             sqlstate="22023",
             hint="The least is %s." % ("%d seconds" % least if is_time else "%d messages" % least),
         )
@@ -109,7 +109,7 @@ def checked_spans(interval: Optional[str], retention: Optional[str]) -> List[Spa
     if spans[0].is_time != spans[1].is_time:
         raise Error(
             "partition_interval and retention_interval must be of one kind: %s, %s"
-            % (plpy.quote_literal(spans[0].text), plpy.quote_literal(spans[1].text)),
+            % (literal(spans[0].text), literal(spans[1].text)),
             sqlstate="22023",
             hint="Give a number of messages twice, such as '10000' and '100000', or a length of time twice, such as "
             "'1 day' and '7 days'.",
@@ -127,13 +127,13 @@ def check_partition_names(tables: List[str], interval: Span) -> None:
     for table in tables:
         if "." in table:
             raise Error(
-                "pg_partman takes no name with a dot: %s" % plpy.quote_ident(table),
+                "pg_partman takes no name with a dot: %s" % shown(table),
                 sqlstate="42602",
                 hint="Choose a name without dots for a queue with partitions.",
             )
         if len(table.encode()) > longest:
             raise Error(
-                "the name %s is too long for partitions" % plpy.quote_ident(table),
+                "the name %s is too long for partitions" % shown(table),
                 sqlstate="42622",
                 detail="It has %d bytes, and partitions leave room for %d." % (len(table.encode()), longest),
                 hint="Choose a shorter name for a queue with partitions.",
@@ -152,7 +152,7 @@ def check_partition_names(tables: List[str], interval: Span) -> None:
         )
         if taken:
             raise Error(
-                "the name pgmq.%s, which a partition is to have, is taken" % plpy.quote_ident(taken[0]["relname"]),
+                "the name pgmq.%s, which a partition is to have, is taken" % shown(taken[0]["relname"]),
                 sqlstate="42P07",
                 hint="Choose another name for the queue, or drop what has that name.",
             )

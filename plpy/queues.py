@@ -6,7 +6,7 @@ import plpy
 
 from compiler import PARTS, Queue, statements
 from dispatch import wait_to_drop
-from interface import Error, rows, run, sql
+from interface import Error, ident, literal, number, rows, run, shown, sql
 from partman import forget_partitions, partitioned_table_of
 
 TABLE_KINDS = ("r", "p")
@@ -67,9 +67,9 @@ def find_existing(queue_name: str) -> Found:
 
 def no_such_queue(queue_name: str) -> Error:
     return Error(
-        "queue %s does not exist" % plpy.quote_ident(queue_name),
+        "queue %s does not exist" % shown(queue_name),
         sqlstate="42P01",
-        hint="Create it first: select pgmq.create(%s);" % plpy.quote_literal(queue_name),
+        hint="Create it first: select pgmq.create(%s);" % literal(queue_name),
     )
 
 
@@ -91,15 +91,14 @@ def check_names(found: Found) -> None:
     ):
         if kind not in (None, *TABLE_KINDS):
             raise Error(
-                "the name pgmq.%s is taken by something that cannot be a queue" % plpy.quote_ident(table),
+                "the name pgmq.%s is taken by something that cannot be a queue" % shown(table),
                 sqlstate="42P07",
                 hint="Choose another name for the queue.",
             )
         parent = partitioned_table_of(table) if kind is None else None
         if parent is not None:
             raise Error(
-                "the name pgmq.%s is kept for a partition of pgmq.%s"
-                % (plpy.quote_ident(table), plpy.quote_ident(parent)),
+                "the name pgmq.%s is kept for a partition of pgmq.%s" % (shown(table), shown(parent)),
                 sqlstate="42P07",
                 hint="Choose another name for the queue.",
             )
@@ -128,9 +127,7 @@ def create_table_queue(queue_name: str, is_unlogged: bool) -> None:
 
 
 def has_functions(queue: Queue) -> bool:
-    return bool(
-        rows("select to_regproc($1) as f", ["text"], ["pgmq." + plpy.quote_ident(queue.stem + "$send")])[0]["f"]
-    )
+    return bool(rows("select to_regproc($1) as f", ["text"], ["pgmq." + ident(queue.stem + "$send")])[0]["f"])
 
 
 def own_functions(queue: Queue) -> str:
@@ -140,7 +137,7 @@ def own_functions(queue: Queue) -> str:
         from pg_proc as p
         where p.pronamespace = 'pgmq'::regnamespace
             and starts_with(p.proname, %s)
-    """ % (len(queue.stem) + 2, plpy.quote_literal(queue.stem + "$"))
+    """ % (len(queue.stem) + 2, literal(queue.stem + "$"))
 
 
 def describe_functions(queue: Queue, queue_name: str) -> None:
@@ -155,9 +152,9 @@ def describe_functions(queue: Queue, queue_name: str) -> None:
             "comment on function {signature} is {text};\n".format(
                 signature=row["signature"],
                 owner=queue.owner,
-                text=plpy.quote_literal(
+                text=literal(
                     "The %s of queue %s, made by pgmq.create. Call the function of pgmq."
-                    % (row["verb"], plpy.quote_ident(queue_name))
+                    % (row["verb"], ident(queue_name))
                 ),
             )
             for row in rows(own_functions(queue))
@@ -235,14 +232,15 @@ def purge_queue(queue_name: str) -> int:
     Errors: 42P01 no such queue. Privileges: DELETE, or SELECT and TRUNCATE, on the queue table.
     """
     found = find_existing(queue_name)
-    table = "pgmq." + plpy.quote_ident(found.queue.queue_table)
+    table = "pgmq." + ident(found.queue.queue_table)
     if rows("select has_table_privilege($1, 'TRUNCATE') as allowed", ["text"], [table])[0]["allowed"]:
         # Locked first: what is counted is what is removed.
         run("lock table %s in access exclusive mode" % table)
-        count = rows("select count(*) as n from " + table)[0]["n"]
+        count = number("select count(*) from " + table)
         run("truncate " + table)
-        return int(count)
-    return int(rows("with gone as (delete from %s returning 1) select count(*) as n from gone" % table)[0]["n"])
+    else:
+        count = number("with gone as (delete from %s returning 1) select count(*) from gone" % table)
+    return count or 0
 
 
 @sql("drop_queue(queue_name text) returns boolean")
@@ -257,7 +255,7 @@ def drop_queue(queue_name: str) -> bool:
     found = find(queue_name)
     name = listed_name(found.queue)
     if name is None:
-        plpy.notice("pgmq queue %s does not exist" % plpy.quote_ident(queue_name))
+        plpy.notice("pgmq queue %s does not exist" % shown(queue_name))
         return False
     rows("delete from pgmq.meta where queue_name = $1", ["text"], [name])
     wait_to_drop(queue_name)
@@ -269,11 +267,11 @@ def drop_queue(queue_name: str) -> bool:
     functions = rows(own_functions(found.queue))
     run(
         "".join(
-            "drop sequence if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.stem + "$" + hint)
+            "drop sequence if exists pgmq.%s;\n" % ident(found.queue.stem + "$" + hint)
             for hint in ("sweep", "head", "due", "spread", "walk", "walked")
         )
-        + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.queue_table)
-        + "drop table if exists pgmq.%s;\n" % plpy.quote_ident(found.queue.archive_table)
+        + "drop table if exists pgmq.%s;\n" % ident(found.queue.queue_table)
+        + "drop table if exists pgmq.%s;\n" % ident(found.queue.archive_table)
         + "".join("drop table if exists %s;\n" % template for template in templates)
         + "".join("drop function %s;\n" % row["signature"] for row in functions)
     )

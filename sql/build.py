@@ -106,7 +106,7 @@ return GD[{key!r}][{node.name!r}]({arguments})
     # What names a function in COMMENT is its name and the types of its arguments, without defaults.
     named = re.sub(r" default [^,)]+", "", head)
     return (
-        f"create function pgmq.{head}\n{result}\nlanguage plpython3u\n"
+        f"create function pgmq.{head}\n{result}\nlanguage plpython3u\nset search_path = pg_catalog, pg_temp\n"
         + (f"{clauses}\n" if clauses else "")
         + f"as {dollar_quoted('python', body)};\ncomment on function pgmq.{named} is\n'{comment}';\n"
     )

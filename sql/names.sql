@@ -148,3 +148,27 @@ begin
 end
 $function$;
 comment on function pgmq._required(text, anyelement) is 'Internal: refuses an argument that is NULL, in coalesce.';
+
+-- For Python, which can hand over a text in the server's encoding only as a parameter.
+create function pgmq._run(statements text)
+returns void
+language plpgsql
+as $function$
+begin
+    execute statements;
+end
+$function$;
+comment on function pgmq._run(text) is 'Internal: runs statements with the rights of the caller.';
+
+create function pgmq._number(query text)
+returns bigint
+language plpgsql
+as $function$
+declare
+    value bigint;
+begin
+    execute query into value;
+    return value;
+end
+$function$;
+comment on function pgmq._number(text) is 'Internal: as pgmq._run, for a query that gives one number.';
