@@ -33,23 +33,24 @@ def create_partitioned(
     is kept: pg_partman's maintenance drops a partition that is wholly older, WITH ITS MESSAGES, read or not. premake is
     how many partitions are made ahead. Nothing happens by itself: let run_maintenance of pg_partman run regularly.
     Creating a partitioned queue that exists is no error and changes nothing.
-    Errors: as create; 0A000 without pg_partman, 22023 an interval or premake that makes no sense, 22004 for NULL,
-    42602 and 42622 a name that pg_partman cannot take, 42P07 a queue of that name without partitions.
+    Errors: as create; P0001 without pg_partman, for a partition_interval or premake that makes no sense, or where
+    there is a queue of that name without partitions; 22023 a retention_interval that makes no sense or is of another
+    kind, 22004 for NULL, 42602 and 42622 a name that pg_partman cannot take.
     Privileges: as create, and on pg_partman: USAGE on its schema, SELECT, INSERT and UPDATE on its part_config and
     part_config_sub, EXECUTE on its functions.
     """
+    partman = required_partman()
     found = find(queue_name)
     check_names(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("premake", premake)
-    partman = required_partman()
     tables = [found.queue.queue_table, found.queue.archive_table]
     check_partition_names(tables, spans[0])
     for table, kind in zip(tables, (found.kind, found.archive_kind)):
         if kind == "r":
             raise Error(
                 "table pgmq.%s exists and is not partitioned" % shown(table),
-                sqlstate="42P07",
+                sqlstate="P0001",
                 hint="Choose another name, or drop the queue first.",
             )
     keys = ("enqueued_at", "archived_at") if spans[0].is_time else ("msg_id", "msg_id")
@@ -82,7 +83,7 @@ def convert_archive_partitioned(
     table_name is the name of the queue; intervals as in create_partitioned, by msg_id or by archived_at.
     leading_partition is how many partitions are made ahead. The new archive has the owner and the grants of the old.
     Only a notice where the archive is partitioned already, or where there is none.
-    Errors: as create_partitioned; 42P07 where pgmq.a_<queue>_old is taken.
+    Errors: as create_partitioned; 22023 a leading_partition below 1, 42P07 where pgmq.a_<queue>_old is taken.
     Privileges: owner of the archive, CREATE on schema pgmq, and those of create_partitioned on pg_partman.
     """
     found = find(table_name)
@@ -93,10 +94,10 @@ def convert_archive_partitioned(
     if found.archive_kind == "p":
         plpy.notice("pgmq archive table %s is already partitioned" % shown(archive))
         return
+    partman = required_partman()
     check_names(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("leading_partition", leading_partition)
-    partman = required_partman()
     check_partition_names([archive], spans[0])
     old = archive + "_old"
     if rows("select to_regclass($1) is not null as taken", ["text"], ["pgmq." + ident(old)])[0]["taken"]:

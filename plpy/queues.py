@@ -59,16 +59,17 @@ def find(queue_name: str) -> Found:
 
 def find_existing(queue_name: str) -> Found:
     """Look a queue up that must be there."""
+    rows("select pgmq._sought_table($1)", ["text"], [queue_name])
     found = find(queue_name)
     if found.kind not in TABLE_KINDS:
         raise no_such_queue(queue_name)
     return found
 
 
-def no_such_queue(queue_name: str) -> Error:
+def no_such_queue(queue_name: str, sqlstate: str = "42P01") -> Error:
     return Error(
         "queue %s does not exist" % shown(queue_name),
-        sqlstate="42P01",
+        sqlstate,
         hint="Create it first: select pgmq.create(%s);" % literal(queue_name),
     )
 
@@ -168,7 +169,7 @@ def create(queue_name: str) -> None:
 
     Creating a queue that exists is no error and changes nothing. Names that differ only in case are one queue, and
     pgmq.meta keeps the first spelling.
-    Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused, 42P07 a name that something else has.
+    Errors: as validate_queue_name, 42P07 a name that something else has.
     Privileges: USAGE and CREATE on schema pgmq, SELECT and INSERT on pgmq.meta.
     """
     create_table_queue(queue_name, is_unlogged=False)
@@ -249,7 +250,7 @@ def drop_queue(queue_name: str) -> bool:
 
     Returns true, or false with a notice where there is no such queue. It waits for transactions that use the queue, and
     may wait for one that creates or drops another.
-    Errors: 22004, 42602 and 42622 for a text that is no queue name. Privileges: owner of the queue's tables, SELECT and
+    Errors: as validate_queue_name. Privileges: owner of the queue's tables, SELECT and
     DELETE on pgmq.meta; for a partitioned one also SELECT and DELETE on part_config of pg_partman.
     """
     found = find(queue_name)

@@ -15,7 +15,7 @@ language plpgsql
 as $function$
 #variable_conflict use_column
 declare
-    table_name constant text := pgmq.format_table_name(queue_name, 'q');
+    table_name constant text := pgmq._sought_table(queue_name);
     queue_table constant text := 'pgmq.' || quote_ident(table_name);
     result pgmq.metrics_result;
 begin
