@@ -142,9 +142,7 @@ def test_send_batch_refuses_a_null_or_empty_array(db: psycopg.Connection, queue:
 def test_send_batch_refuses_headers_of_another_length_before_anything_is_inserted(
     db: psycopg.Connection, queue: str, headers: str, delay: str
 ) -> None:
-    with error_of(
-        errors.RaiseException, "must match msgs array length (2)", hint="NULL where it has no headers"
-    ):
+    with error_of(errors.RaiseException, "must match msgs array length (2)", hint="NULL where it has no headers"):
         db.execute(f"select pgmq.send_batch(%s, array['1', '2']::jsonb[], {headers}::jsonb[]{delay})", [queue])
     # The sequence keeps what a failed insert has taken.
     assert call(db, "metrics", queue)[0].total_messages == 0
