@@ -489,6 +489,8 @@ SETTING = """
         ("delete from pgmq.meta where queue_name = 'q'; select pgmq.drop_queue('q')", [(True,)], [(False,)]),
         ("drop table pgmq.q_q; select pgmq.drop_queue('q')", [(False,)], [(True,)]),
         ("create view pgmq.q_v as select 1; select pgmq.create('v')", "42809", "42P07"),
+        ("select length(pgmq.format_table_name(repeat('é', 40), 'q'))", [(42,)], [(25,)]),
+        ("select pgmq.send(repeat('$', 48), '1')", "P0001", "42P01"),
         # Messages
         ("select pgmq.send('q', '{}', null::integer)", "23502", "22004"),
         ("select pgmq.send('q', '{}', null::timestamptz)", "23502", "22004"),
@@ -696,6 +698,16 @@ LISTS = "('pgmq.meta'::regclass, 'pgmq.topic_bindings'::regclass, 'pgmq.notify_i
             ["plpgsql", "sql"],
             ["plpgsql", "plpython3u", "sql"],
         ),
+        (
+            """
+            select distinct coalesce(p.proconfig::text ~ 'search_path', false)::text
+            from pg_proc as p
+            join pg_language as l on l.oid = p.prolang
+            where p.pronamespace = 'pgmq'::regnamespace and l.lanname = 'plpython3u' and not starts_with(p.proname, '_')
+            """,
+            [],
+            ["true"],
+        ),
     ],
 )
 def test_how_the_catalogs_differ(pair: Pair, query: str, reference: list[Any], ours: list[Any]) -> None:
@@ -758,19 +770,73 @@ def test_which_inserts_notify_differs(pair: Pair, databases: tuple[Database, Dat
     assert heard == [[queue], [queue, upper, queue, queue, queue]]
 
 
-@pytest.fixture(scope="module")
-def partitioned_pair(make_database: Callable[..., Database]) -> Iterator[Pair]:
-    if "5.2.4" not in os.environ.get("PGMQ_TEST_PARTMAN", "").split():
-        pytest.skip("without pg_partman 5")
+@pytest.mark.parametrize(
+    ("grants", "statement", "reference", "ours"),
+    [
+        (["insert, select on pgmq.q_notifies"], "select pgmq.send('notifies', '1') is null", "42501", [(False,)]),
+        (["create on schema pgmq", "insert on pgmq.meta"], "select pgmq.create('new')::text", [("",)], "42501"),
+        (["select on pgmq.meta"], "select pgmq.create('q')::text", "42501", [("",)]),
+        (
+            ["select on pgmq.meta", "insert on pgmq.topic_bindings"],
+            "select pgmq.bind_topic('b', 'q')::text",
+            "42501",
+            [("",)],
+        ),
+        (
+            ["select on pgmq.meta", "select, update on pgmq.notify_insert_throttle"],
+            "select pgmq.update_notify_insert('notifies', 5)::text",
+            [("",)],
+            "42501",
+        ),
+    ],
+)
+def test_which_privileges_differ(
+    pair: Pair, make_role: Callable[..., str], grants: list[str], statement: str, reference: Any, ours: Any
+) -> None:
+    role = make_role()
+    for connection, expected in ((pair.reference, reference), (pair.ours, ours)):
+        connection.execute(SETTING)
+        granted = "".join(f"grant {grant} to {role};" for grant in ["usage on schema pgmq", *grants])
+        assert last_of(connection, f"{granted} set local role {role}; {statement}") == expected
+
+
+def test_notices_differ(pair: Pair) -> None:
+    for connection, expected in ((pair.reference, {"42P07", "00000"}), (pair.ours, set())):
+        told: list[str | None] = []
+        connection.execute(SETTING)
+        connection.add_notice_handler(lambda diagnostic, told=told: told.append(diagnostic.sqlstate))
+        with connection.transaction():
+            connection.execute("set local client_min_messages = notice")
+            connection.execute("select pgmq.create('q'), pgmq.enable_notify_insert('q')")
+        assert set(told) == expected
+
+
+def make_partitioned_pair(make_database: Callable[..., Database], version: str) -> Pair:
+    if version not in os.environ.get("PGMQ_TEST_PARTMAN", "").split():
+        pytest.skip(f"without pg_partman {version}")
     reference, ours = (make_database(extension=False).connect() for _ in range(2))
     for connection in (reference, ours):
-        connection.execute("create schema partman; create extension pg_partman schema partman version '5.2.4'")
+        connection.execute(f"create schema partman; create extension pg_partman schema partman version '{version}'")
     reference.execute(pgmq.install.get_embedded_install_sql())
     ours.execute("create extension pgmq cascade")
-    for connection in (reference, ours):
+    return Pair(reference, ours)
+
+
+@pytest.fixture(scope="module")
+def partitioned_pair(make_database: Callable[..., Database]) -> Pair:
+    pair = make_partitioned_pair(make_database, "5.2.4")
+    for connection in (pair.reference, pair.ours):
         connection.execute("select pgmq.create('q'); select pgmq.create('Upper')")
         connection.execute("select pgmq.create_partitioned('p', '10', '100', 1)")
-    yield Pair(reference, ours)
+    return pair
+
+
+def test_intervals_that_only_pg_partman_4_takes(make_database: Callable[..., Database]) -> None:
+    pair = make_partitioned_pair(make_database, "4.7.2")
+    for interval, retention in (("1", "10"), ("daily", "7 days")):
+        statement = f"select pgmq.create_partitioned('x', '{interval}', '{retention}')::text"
+        assert last_of(pair.reference, statement) == [("",)]
+        assert last_of(pair.ours, statement) == "P0001"
 
 
 CONFIG = "from partman.part_config where parent_table"
@@ -825,6 +891,7 @@ CONFIG = "from partman.part_config where parent_table"
             [(0,)],
             [(2,)],
         ),
+        ("select to_regclass('pgmq.q_p_part_idx') is not null", [(True,)], [(False,)]),
         ("select has_table_privilege('pg_monitor', 'pgmq.q_p_p0', 'select')", [(True,)], [(False,)]),
         (
             "select pgmq.drop_queue('p');"
