@@ -15,13 +15,13 @@ from partman import (
     make_partitions,
     required_partman,
 )
-from queues import check_names, describe_functions, find, has_functions, listed_name, register
+from queues import BUILDER, check_columns, check_names, create_queue, find
 
 
 @sql(
     "create_partitioned(queue_name text, partition_interval text default '10000', "
     "retention_interval text default '100000', premake integer default 4) returns void",
-    "set client_min_messages = warning",
+    BUILDER,
 )
 def create_partitioned(
     queue_name: str, partition_interval: Optional[str], retention_interval: Optional[str], premake: Optional[int]
@@ -39,7 +39,6 @@ def create_partitioned(
     part_config_sub, EXECUTE on its functions.
     """
     found = find(queue_name)
-    check_names(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("premake", premake)
     partman = required_partman()
@@ -53,18 +52,21 @@ def create_partitioned(
                 hint="Choose another name, or drop the queue first.",
             )
     keys = ("enqueued_at", "archived_at") if spans[0].is_time else ("msg_id", "msg_id")
+
+    def make_tables(queue: Queue) -> None:
+        wanted = (
+            ("tables", found.kind),
+            ("archive", found.archive_kind),
+            ("template", None),
+            ("archive_template", None),
+        )
+        run(statements(queue, [part for part, kind in wanted if kind is None]))
+        for table, key, template in zip(tables, keys, ("template", "a_template")):
+            if not is_managed(partman, table):
+                make_partitions(partman, table, key, spans, premake, queue.stem + "$" + template)
+
     queue = found.queue._replace(is_partitioned=True, queue_key=keys[0], archive_key=keys[1])
-    if listed_name(queue) is None:
-        register(queue_name, queue)
-    elif found.kind is not None and has_functions(queue):
-        return
-    run(statements(queue, ("tables", "archive", "template", "archive_template")))
-    for table, key, template in zip(tables, keys, ("template", "a_template")):
-        if not is_managed(partman, table):
-            make_partitions(partman, table, key, spans, premake, queue.stem + "$" + template)
-    run(statements(queue, ("indexes", "settings", "hints", "privileges", "functions")))
-    describe_functions(queue, queue_name)
-    rows("select pgmq._dispatch()")
+    create_queue(queue_name, found, queue, (), make_tables)
 
 
 @sql(
@@ -93,7 +95,8 @@ def convert_archive_partitioned(
     if found.archive_kind == "p":
         plpy.notice("pgmq archive table %s is already partitioned" % shown(archive))
         return
-    check_names(found)
+    check_names(found, [archive + "_old"])
+    check_columns(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("leading_partition", leading_partition)
     partman = required_partman()
