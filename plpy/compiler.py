@@ -14,8 +14,9 @@ TEMPLATES = "\n".join(
     )
 )
 
-# The sequences that a queue has for its hints (sql/hints.sql).
-HINTS = ("head", "due", "sweep")
+# The sequences that a queue has for its hints (sql/hints.sql), in the order in which a read touches them: a drop that
+# takes them in another could wait for a reader that waits for it.
+HINTS = ("sweep", "head", "due")
 
 # What "-- @each" can name.
 LISTS = {"hints": HINTS, "notify_memory": ("notified", "notifier")}
