@@ -67,7 +67,7 @@ while cardinality(claimed) < wanted and not is_last loop
     close candidates;
 end loop;
 if random() * 32 < cardinality(claimed) then
-    perform pgmq._advance(@literal:queue@::regclass, moment, size, lowest);
+    perform @function:advance@(moment, head, due, size, lowest);
 end if;
 
 -- With the index: walk the visible messages by id, a chunk at a time. The first of a group is its head unless the

@@ -17,7 +17,13 @@ due timestamptz;
 -- is of a clock that was ahead: it says nothing.
 -- @fragment read_hints
 if (age between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint) is not true
-    and not pgmq._sweep(@literal:queue@::regclass, moment)
+    and not pgmq._sweep(
+        @literal:queue@::regclass,
+        @literal:sweep@::regclass,
+        @literal:head@::regclass,
+        @literal:due@::regclass,
+        moment
+    )
 then
     head := -9223372036854775808;
     due := '-infinity';
@@ -70,7 +76,7 @@ first_id := head;
 if condition is null
     and random() < least(quantity, 8)::double precision * 0.03125::double precision
 then
-    perform pgmq._advance(@literal:queue@::regclass, moment, 4::bigint * quantity::bigint, null::bigint);
+    perform @function:advance@(moment, head, due, 4::bigint * quantity::bigint, null::bigint);
 end if;
 
 -- What a batch takes: the first ready messages or, where something is due or a condition is given, what claim_due locks.
@@ -104,7 +110,7 @@ taken pgmq.message_record;
 @fragment:read_hints@
 first_id := head;
 if random() < 0.03125::double precision then
-    perform pgmq._advance(@literal:queue@::regclass, moment, 4::bigint, null::bigint);
+    perform @function:advance@(moment, head, due, 4::bigint, null::bigint);
 elsif sweep & 1023::bigint > 1 then
     first_id := head + 128::bigint
         + (random() * (sweep & 1023::bigint)::double precision)::bigint;
@@ -147,6 +153,11 @@ from changed as c
 order by m.msg_id
 limit quantity - pg_catalog.cardinality(claimed)
 for update skip locked
+
+-- Whether no transaction holds a message.
+-- @fragment is_free
+m.xmax = '0'::xid
+or pg_visible_in_snapshot((horizon - ((horizon - m.xmax::text::bigint) & 4294967295))::text::xid8, snapshot)
 
 -- @section functions
 create or replace function @function:read@(seconds integer, quantity integer, condition jsonb)
@@ -307,5 +318,108 @@ begin
         );
     end loop;
     return case when pg_catalog.cardinality(claimed) > 0 then claimed end;
+end
+$function$;
+
+-- Moves the hints up to what is there now: no ready message is free below "lowest", which is looked for where it is
+-- NULL. The margin is for messages whose ids are lower and whose transactions commit or roll back a little later; what
+-- comes later still waits for a sweep.
+create or replace function @function:advance@(
+    moment timestamptz,
+    head bigint,
+    due timestamptz,
+    margin bigint,
+    lowest bigint
+)
+returns void
+language plpgsql
+@fragment:settings@
+as $function$
+declare
+    queue constant regclass := @literal:queue@;
+    sweep constant bigint := pg_sequence_last_value(@literal:sweep@::regclass);
+    spread constant bigint := greatest(sweep & 1023::bigint, 1::bigint);
+    snapshot constant pg_snapshot := pg_current_snapshot();
+    -- A holder is known by the 32 lower bits of its transaction's id.
+    horizon constant bigint := pg_snapshot_xmax(snapshot)::text::bigint + 2147483648;
+    earliest timestamptz;
+    holders bigint;
+    last_ready bigint;
+    new_head bigint;
+    new_spread bigint;
+begin
+    if row_security_active(queue::oid) then
+        return;
+    end if;
+    -- A crowd is eight transactions or more that hold messages at the front, taken and not yet committed.
+    select l.msg_id,
+        (
+            select d.vt
+            @fragment:due_rows@
+            order by d.vt
+            limit 1
+        ),
+        (
+            select pg_catalog.count(distinct m.xmax::text::bigint)
+            from @queue@ as m
+            where m.vt <= m.enqueued_at
+                and m.msg_id >= head
+                and m.msg_id < least(l.msg_id, 9223372036854774807) + spread
+                and m.vt <= moment
+                and not (
+                    @fragment:is_free@
+                )
+        )
+    into lowest, earliest, holders
+    from (
+        select coalesce(
+            lowest,
+            (
+                select m.msg_id
+                from @queue@ as m
+                where m.vt <= m.enqueued_at
+                    and m.msg_id >= head
+                    and m.vt <= moment
+                    and (
+                        @fragment:is_free@
+                    )
+                order by m.msg_id
+                limit 1
+            )
+        ) as msg_id
+        offset 0
+    ) as l;
+    perform pgmq._keep(queue, @literal:due@::regclass, pgmq._microseconds(coalesce(earliest, moment) - '10 ms'::interval));
+    if lowest is null then
+        return;
+    end if;
+    new_head := greatest(greatest(lowest, -9000000000000000000) - greatest(margin, 128::bigint), head);
+    if new_head <> head then
+        perform pgmq._keep(queue, @literal:head@::regclass, new_head);
+    end if;
+
+    -- Who began behind the last message would find none, and begin again at the head.
+    if holders >= 8 then
+        select m.msg_id
+        into last_ready
+        from @queue@ as m
+        where m.vt <= m.enqueued_at
+            and m.msg_id > lowest
+        order by m.msg_id desc
+        limit 1;
+    end if;
+    new_spread := case
+        when holders >= 8
+            then least(
+                16::bigint * holders,
+                1000::bigint,
+                greatest((coalesce(last_ready, lowest) - new_head - 128::bigint) / 4::bigint * 3::bigint, 1::bigint)
+            )
+        when holders > 1 then greatest(spread / 2::bigint, 1::bigint)
+        else 1
+    end;
+    if new_spread <> spread then
+        perform pgmq._keep(queue, @literal:sweep@::regclass, (sweep - (sweep & 1023::bigint)) | new_spread);
+    end if;
 end
 $function$;

@@ -91,5 +91,7 @@ select pg_catalog.pg_extension_config_dump('pgmq.notify_insert_throttle', '');
 create table pgmq.dispatch_lock ();
 comment on table pgmq.dispatch_lock is
 'Internal: never holds a row. pgmq._dispatch locks it, as no other role can.';
+-- A dump locks it against changes, for which it must read it.
+grant select on table pgmq.dispatch_lock to public;
 
 grant usage on schema pgmq to pg_monitor;
