@@ -35,6 +35,8 @@ class Queue(NamedTuple):
     is_unlogged: bool
     is_partitioned: bool
     has_fifo_index: bool
+    # Nothing of it is there yet.
+    is_new: bool
     server_version: int
     # The role that all of it belongs to; not quoted.
     owner: str
@@ -51,6 +53,7 @@ class Queue(NamedTuple):
             "unlogged": self.is_unlogged,
             "partitioned": self.is_partitioned,
             "indexed": self.has_fifo_index,
+            "new": self.is_new,
             "unlogged_sequences": self.server_version >= 150000,
         }
 

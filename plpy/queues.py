@@ -54,7 +54,15 @@ def find(queue_name: str) -> Found:
                     on c.oid = i.indexrelid
                 where i.indrelid = q.oid
                     and c.relname = n.stem || '$fifo'
-            ) as has_fifo_index
+            ) as has_fifo_index,
+            coalesce(q.oid, a.oid) is null
+            and not exists (
+                select
+                from pg_class as c
+                where c.relnamespace = 'pgmq'::regnamespace
+                    and c.relname >= (n.stem || '$')::name
+                    and c.relname < (n.stem || '%')::name
+            ) as is_new
         from (
             select pgmq.format_table_name($1, 'q'::text) as queue_table,
                 pgmq.format_table_name($1, 'a'::text) as archive_table,
@@ -77,6 +85,7 @@ def find(queue_name: str) -> Found:
         is_unlogged=row["is_unlogged"],
         is_partitioned=row["kind"] == "p",
         has_fifo_index=row["has_fifo_index"],
+        is_new=row["is_new"],
         server_version=row["server_version"],
         owner=row["owner"] or row["current_user"],
     )
@@ -233,7 +242,9 @@ def build(found: Found, queue_name: str) -> None:
             hint="Make it an identity column.",
         )
     queue = queue._replace(identity=identity)
-    parts = ["indexes", "settings", "hints", "privileges", "functions"]
+    parts = ["indexes", "hints", "privileges", "functions"]
+    if queue.is_partitioned or not queue.is_new:
+        parts.append("settings")
     if queue.has_fifo_index:
         parts.append("fifo")
     run(statements(queue, parts) + describe_functions(queue, queue_name, "functions", found.current_user))

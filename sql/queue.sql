@@ -21,7 +21,8 @@
 --   @throttle@              and the least time between two of them, in milliseconds
 --
 --   -- @if unlogged         what follows, up to "-- @else" or "-- @end", is for such queues only: unlogged, partitioned,
---                           indexed (it has the index on groups), unlogged_sequences (the server knows them: 15)
+--                           indexed (it has the index on groups), unlogged_sequences (the server knows them: 15),
+--                           new (nothing of it is there yet)
 --   -- @each hint in hints  what follows, up to "-- @end", once for each, with "hint" in @sequence:hint@ as its name
 --
 -- "$" is refused in queue names, so no table, sequence or function of another queue can have one of these names. What
@@ -48,7 +49,13 @@ create table @queue@ (
     headers jsonb,
     primary key (@queue_key@)
 )
+-- @if partitioned
 @queue_partitioning@;
+-- @else
+with (
+    @fragment:storage@
+);
+-- @end
 
 -- @section archive
 create table @archive@ (
@@ -124,19 +131,25 @@ alter table @template@ set (
 -- @section archive_template
 create table @archive_template@ (like @archive@);
 
--- Sequences without a lower bound, set back to "never written".
+-- Sequences without a lower bound, set back to "never written" where they are there already.
 -- @section hints
 -- @each hint in hints
+-- @if new
 -- @if unlogged_sequences
-create unlogged sequence if not exists @sequence:hint@ minvalue -9223372036854775808 start 1;
-alter sequence @sequence:hint@ set unlogged;
+create unlogged sequence @sequence:hint@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
+-- @else
+create sequence @sequence:hint@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
+-- @end
 -- @else
 create sequence if not exists @sequence:hint@ minvalue -9223372036854775808 start 1;
+-- @if unlogged_sequences
+alter sequence @sequence:hint@ set unlogged;
 -- @end
 alter sequence @sequence:hint@ owner to @owner@;
 alter sequence @sequence:hint@ owned by @queue@.vt;
-grant select on @sequence:hint@ to public;
 select setval(@literal:hint@::regclass, 1::bigint, false);
+-- @end
+grant select on @sequence:hint@ to public;
 -- @end
 
 -- @section privileges
