@@ -17,6 +17,8 @@ from psycopg.rows import namedtuple_row
 # Before any test's module reads the environment.
 servers.neutralize()
 
+pytest_plugins = ["newcomer"]
+
 SERVER = pytest.StashKey()
 
 # The same examples in every run; an example that needs a fresh queue makes one.

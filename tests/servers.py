@@ -218,11 +218,9 @@ def find_libpython() -> pathlib.Path:
 
 
 def told_by_npm(stderr: str) -> str:
-    """The line of npm's that says what went wrong: neither the code before it nor the advice after it."""
-    lines = [
-        re.sub(r"^npm (ERR!|error) *", "", line) for line in stderr.splitlines() if re.match("npm (ERR!|error)", line)
-    ]
-    return next((line for line in lines if line and not re.match(r"(code|errno|syscall|type) ", line)), "no message")
+    """The line of npm's that says what went wrong: neither the codes before it nor the advice after it."""
+    lines = [re.sub(r"^npm (ERR!|error) *", "", line) for line in stderr.splitlines()]
+    return next((line for line in lines if line and not re.match(r"(code|errno|syscall) ", line)), "no message")
 
 
 def get_embedded(major: int) -> Installation:
