@@ -269,6 +269,26 @@ comment on function pgmq.test_routing(text) is
 'Lists the bindings whose pattern matches the routing key; a queue with several of them still gets a message once.
 Errors: as validate_routing_key. Privileges: SELECT on pgmq.topic_bindings.';
 
+-- A dump is restored in parts, and what comes before its queue is not refused: a binding of a queue that never came must
+-- not stop the messages to the others.
+create function pgmq._is_gone(queue_name text)
+returns boolean
+language plpgsql
+as $function$
+begin
+    if to_regclass('pgmq.'::text || quote_ident(lower('q_'::text || queue_name))) is not null
+        or pgmq._table_exists(pgmq.format_table_name(queue_name, 'q'::text))
+    then
+        return false;
+    end if;
+    raise warning 'pgmq: queue % is bound to topics and does not exist', quote_ident(queue_name)
+        using hint = 'It gets no messages. Remove its bindings from pgmq.topic_bindings, or create it.';
+    return true;
+end
+$function$;
+comment on function pgmq._is_gone(text) is
+'Internal: whether a queue that is bound to topics does not exist, with a warning.';
+
 create function pgmq.send_topic(routing_key text, msg jsonb, headers jsonb, delay integer)
 returns integer
 language plpgsql
@@ -276,6 +296,7 @@ as $function$
 declare
     queues text[];
     queue text;
+    sent integer := 0;
 begin
     perform pgmq.validate_routing_key(routing_key);
     if msg is null then
@@ -289,9 +310,11 @@ begin
     end if;
     queues := pgmq._matching_queues(routing_key);
     foreach queue in array queues loop
+        continue when pgmq._is_gone(queue);
         perform pgmq.send(queue, msg, headers, delay);
+        sent := sent + 1;
     end loop;
-    return pg_catalog.cardinality(queues);
+    return sent;
 end
 $function$;
 comment on function pgmq.send_topic(text, jsonb, jsonb, integer) is
@@ -339,6 +362,7 @@ begin
     end if;
     queues := pgmq._matching_queues(routing_key);
     foreach queue in array queues loop
+        continue when pgmq._is_gone(queue);
         return query
             select queue, s.msg_id
             from pgmq.send_batch(queue, msgs, headers, delay) as s (msg_id);
