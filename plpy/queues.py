@@ -261,7 +261,10 @@ def drop_queue(queue_name: str) -> bool:
     wait_to_drop(queue_name)
     templates = []
     if "p" in (found.kind, found.archive_kind):
-        templates = forget_partitions([found.queue.queue_table, found.queue.archive_table])
+        templates = forget_partitions(
+            [found.queue.queue_table, found.queue.archive_table],
+            [found.queue.stem + "$template", found.queue.stem + "$a_template"],
+        )
     # Readers touch the sequences before the table: dropped in that order, the two do not wait for each other in a ring.
     # The functions come last, since a trigger of the table may depend on one.
     functions = rows(own_functions(found.queue))
