@@ -276,30 +276,29 @@ def names_of(tables: Iterable[Parted]) -> List[str]:
     return [name for table in tables for name in ([table.parent] if table.is_nested else []) + [table.template]]
 
 
-def prefix_of_partitions(name: str, suffix: int) -> str:
-    """What the names of a table's partitions begin with: its own name, cut where it would be too long."""
-    return shortened(name, LONGEST - suffix)
-
-
 def check_partition_names(partman: Partman, tables: Iterable[Parted], interval: Span) -> None:
     """Refuse tables for whose partitions a name is taken: by a table, or by a partition of a table that is cut alike.
 
     pg_partman takes a partition for made where there is a relation of its name.
     """
-    suffix = suffix_bytes(partman, interval)
     for table in tables:
         if table.is_nested and not is_partition(table.parent, table.table):
-            refuse_taken(table.parent, "", table)
-        prefix = prefix_of_partitions(table.parent, suffix)
-        refuse_taken(prefix, SUFFIX, table, LONGEST if prefix != table.parent else 0)
+            refuse_taken(table, table.parent)
+        prefix = shortened(table.parent, LONGEST - suffix_bytes(partman, interval))
+        # Where the name is cut, there are no shorter ones.
+        refuse_taken(table, prefix + "_p", "[0-9][0-9_]*", LONGEST if prefix != table.parent else 0)
+        refuse_taken(table, shortened(table.parent, LONGEST - len("_default")) + "_default")
 
 
-def refuse_taken(prefix: str, suffix: str, table: Parted, least: int = 0) -> None:
-    """Refuse a table where something has a name of this prefix and suffix, unless it is a partition of the table."""
-    # LIKE on a column of type name, with a prefix that is known when it is planned, is a range of the index.
+def refuse_taken(table: Parted, begin: str, rest: str = "", least: int = 0) -> None:
+    """Refuse a table where something has a name that begins so, and is none of the table's partitions.
+
+    `rest` is a regular expression, `least` how many bytes the name must have.
+    """
+    # LIKE on a column of type name, with a pattern that is known when it is planned, is a range of the index.
     found = rows(
         """
-        select c.relname::text as taken,
+        select c.relname::text as name,
             case when c.relispartition then r.relname::text end as other
         from pg_class as c
         left join pg_class as r
@@ -318,9 +317,9 @@ def refuse_taken(prefix: str, suffix: str, table: Parted, least: int = 0) -> Non
         """,
         ["text", "integer", "text", "integer", "text"],
         [
-            like(prefix) + ("%" if suffix else ""),
-            len(prefix) + 1,
-            "^%s$" % suffix,
+            like(begin) + ("%" if rest else ""),
+            len(begin) + 1,
+            "^%s$" % rest,
             least,
             "pgmq." + ident(table.parent),
         ],
@@ -329,11 +328,13 @@ def refuse_taken(prefix: str, suffix: str, table: Parted, least: int = 0) -> Non
         other = found[0]["other"]
         raise Error(
             "the name pgmq.%s, which a partition of pgmq.%s is to have, is taken"
-            % (shown(found[0]["taken"]), shown(table.table)),
+            % (shown(found[0]["name"]), shown(table.table)),
             sqlstate="42P07",
-            detail=other
-            and "It is a partition of pgmq.%s, whose partitions have the same shortened names." % shown(other),
-            hint="Choose another name for the queue, or drop what has that name.",
+            detail=other and "It is a partition of pgmq.%s." % shown(other),
+            hint="pg_partman shortens the names of these partitions: choose a queue name whose first %d characters are "
+            "its own." % (len(begin) - len("q__p"))
+            if least
+            else "Choose another name for the queue, or drop what has that name.",
         )
 
 
@@ -352,18 +353,19 @@ def partitioned_table_of(name: str) -> Optional[str]:
     may_be_cut = len(name.encode()) > LONGEST - 4
     parents = rows(
         """
-        select relname::text as parent
+        select relname::text as name
         from pg_class
         where relname ~~ $1
             and relnamespace = 'pgmq'::regnamespace::oid
             and relkind = 'p'::"char"
-            and (relname::text = $2 or octet_length(relname::text) > $3)
-        limit 1
         """,
-        ["text", "text", "integer"],
-        [like(prefix) + ("%" if may_be_cut else ""), prefix, LONGEST - len(suffix)],
+        ["text"],
+        [like(prefix) + ("%" if may_be_cut else "")],
     )
-    return str(parents[0]["parent"]) if parents else None
+    for parent in parents:
+        if prefix in (parent["name"], shortened(parent["name"], LONGEST - len(suffix))):
+            return str(parent["name"])
+    return None
 
 
 def is_managed(partman: Partman, table: Parted) -> bool:
