@@ -41,7 +41,7 @@ def create_partitioned(
     42P07 a queue of that name without partitions, or where the name of a partition is taken; 42501 for a superuser
     where pg_partman belongs to a role that is none.
     Privileges: as create, and on pg_partman: USAGE on its schema, SELECT, INSERT and UPDATE on its part_config and
-    part_config_sub, EXECUTE on its functions.
+    part_config_sub, EXECUTE on its functions; DELETE where part_config still has rows of a table that was dropped.
     """
     found = find(queue_name)
     check_names(found)
