@@ -15,17 +15,18 @@ from partman import (
     is_managed,
     make_earlier_partitions,
     make_partitions,
+    names_of,
     parted,
     required_partman,
     shortened,
 )
-from queues import check_names, describe_functions, find, has_functions, listed_name, register
+from queues import BUILDER, check_columns, check_names, create_queue, find
 
 
 @sql(
     "create_partitioned(queue_name text, partition_interval text default '10000', "
     "retention_interval text default '100000', premake integer default 4) returns void",
-    "set client_min_messages = warning",
+    BUILDER,
 )
 def create_partitioned(
     queue_name: str, partition_interval: Optional[str], retention_interval: Optional[str], premake: Optional[int]
@@ -44,7 +45,6 @@ def create_partitioned(
     part_config_sub, EXECUTE on its functions; DELETE where part_config still has rows of a table that was dropped.
     """
     found = find(queue_name)
-    check_names(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("premake", premake)
     partman = required_partman()
@@ -56,25 +56,24 @@ def create_partitioned(
                 sqlstate="42P07",
                 hint="Choose another name, or drop the queue first.",
             )
-    is_listed = listed_name(queue) is not None
-    if is_listed and found.kind is not None and has_functions(queue):
-        return
     tables = [
         parted(partman, queue.queue_table, queue.stem + "$template", spans[0], found.kind is None),
         parted(partman, queue.archive_table, queue.stem + "$a_template", spans[0], found.archive_kind is None),
     ]
-    check_partition_names(partman, tables, spans[0])
     keys = ("enqueued_at", "archived_at") if spans[0].is_time else ("msg_id", "msg_id")
+    kinds = (found.kind, found.archive_kind)
+
+    def make_tables(queue: Queue) -> None:
+        check_partition_names(partman, tables, spans[0])
+        wanted = [part for part, kind in zip(("tables", "archive"), kinds) if kind is None]
+        wanted += missing_templates(tables)
+        run(statements(queue, wanted, template_words(*tables)))
+        for table, key, kind in zip(tables, keys, kinds):
+            if kind is None or not is_managed(partman, table):
+                make_partitions(partman, table, key, spans, premake)
+
     queue = queue._replace(is_partitioned=True, queue_key=keys[0], archive_key=keys[1])
-    if not is_listed:
-        register(queue_name, queue)
-    run(statements(queue, ("tables", "archive", "template", "archive_template"), template_words(*tables)))
-    for table, key, kind in zip(tables, keys, (found.kind, found.archive_kind)):
-        if kind is None or not is_managed(partman, table):
-            make_partitions(partman, table, key, spans, premake)
-    run(statements(queue, ("indexes", "settings", "hints", "privileges", "functions")))
-    describe_functions(queue, queue_name)
-    rows("select pgmq._dispatch()")
+    create_queue(queue_name, found, queue, names_of(tables), make_tables)
 
 
 @sql(
@@ -103,13 +102,14 @@ def convert_archive_partitioned(
     if found.archive_kind == "p":
         plpy.notice("pgmq archive table %s is already partitioned" % shown(archive))
         return
-    check_names(found)
+    check_columns(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("leading_partition", leading_partition)
     partman = required_partman()
     table = parted(partman, archive, found.queue.stem + "$a_template", spans[0], is_new=True)
-    check_partition_names(partman, [table], spans[0])
     renamed = names_set_aside(found.queue)
+    check_names(found, [*names_of([table]), *(new_name for _, new_name in renamed)])
+    check_partition_names(partman, [table], spans[0])
     for name, new_name in renamed:
         if exists(name) and exists(new_name):
             raise Error(
@@ -125,7 +125,8 @@ def convert_archive_partitioned(
             if exists(name)
         )
     )
-    run(statements(queue, ("archive", "archive_template"), template_words(table, table)))
+    wanted = ["archive"] + (["archive_template"] if not exists(table.template) else [])
+    run(statements(queue, wanted, template_words(table, table)))
     if spans[0].is_time:
         make_partitions(partman, table, queue.archive_key, spans, premake)
     else:
@@ -139,6 +140,12 @@ def convert_archive_partitioned(
             make_earlier_partitions(partman, table, list(earlier))
     old = renamed[0][1]
     run(inherited_rights(old, archive) + inherited_owner(old, archive, table.template))
+
+
+def missing_templates(tables: List[Parted]) -> List[str]:
+    """The sections for the templates that are not there yet, as they are after a restore."""
+    sections = ("template", "archive_template")
+    return [section for section, table in zip(sections, tables) if not exists(table.template)]
 
 
 def template_words(queue: Parted, archive: Parted) -> Dict[str, str]:

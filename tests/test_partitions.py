@@ -409,6 +409,33 @@ def test_the_table_inside_a_nested_queue_is_not_taken_from_another(db: psycopg.C
     assert db.execute("select from pgmq.meta where queue_name = 'a.b'").fetchall() == []
 
 
+def test_templates_and_old_archives_of_another_role_are_not_adopted(
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
+) -> None:
+    role = make_role()
+    db.execute(f"grant usage, create on schema pgmq to {role}")
+    planter = database.connect(role=role)
+    create(db, "n.n", *BY_ID)
+    nested = f"{parent(db, 'n.n')}$template"
+    db.execute("select pgmq.drop_queue('n.n')")
+    db.execute("select pgmq.create('plain')")
+    convert = "convert_archive_partitioned('plain')"
+    for planted, call in (
+        ("q_x$template", "create_partitioned('x')"),
+        ("q_x$a_template", "create_partitioned('x')"),
+        (nested, "create_partitioned('n.n')"),
+        ("q_plain$a_template", convert),
+        ("a_plain_old", convert),
+        ("q_plain$archived_old", convert),
+    ):
+        planter.execute(f'create table pgmq."{planted}" ()')
+        with error_of(psycopg.errors.InsufficientPrivilege, f"belongs to role {role}"):
+            db.execute("select pgmq." + call)
+        planter.execute(f'drop table pgmq."{planted}"')
+    db.execute("select pgmq.drop_queue('plain')")
+    assert db.execute("select from pgmq.meta").fetchall() == []
+
+
 def test_what_the_configuration_has_for_a_table_that_is_not_there_is_replaced(db: psycopg.Connection) -> None:
     create(db, "other", *BY_ID)
     for name, prefix in (("left", "q"), ("l.e.f.t", "a")):
@@ -848,10 +875,13 @@ def test_a_converted_archive_keeps_the_old_messages_and_takes_the_new(
 
 
 def test_a_converted_archive_has_the_owner_and_the_grants_of_the_old(
-    database: Database, db: psycopg.Connection, plain: str, make_role: Callable[..., str]
+    database: Database, db: psycopg.Connection, make_role: Callable[..., str]
 ) -> None:
     owner, reader, clerk = make_role(), make_role(), make_role()
-    db.execute(f"alter table pgmq.a_{plain} owner to {owner}")
+    db.execute(f"grant usage, create on schema pgmq to {owner}")
+    db.execute(f"grant select, insert on pgmq.meta to {owner}")
+    plain = unique("plain")
+    database.connect(role=owner).execute("select pgmq.create(%s)", [plain])
     db.execute(f"grant select on pgmq.a_{plain} to {reader} with grant option")
     db.execute(f"grant insert, select (msg_id) on pgmq.a_{plain} to {clerk}")
     query = """
@@ -876,6 +906,8 @@ def test_a_converted_archive_has_the_owner_and_the_grants_of_the_old(
         ["pgmq.a_" + plain],
     )
     assert owners == [owner]
+    db.execute("select pgmq.drop_queue(%s)", [plain])
+    db.execute(f"drop table pgmq.a_{plain}_old")
 
 
 def test_converting_again_or_nothing_gives_a_notice(db: psycopg.Connection, plain: str) -> None:
