@@ -451,7 +451,9 @@ def drop_queue(queue_name: str) -> bool:
     rows("delete from pgmq.meta where queue_name::text = $1", ["text"], [name])
     templates: List[str] = []
     if "p" in (found.kind, found.archive_kind):
-        templates = forget_partitions([queue.queue_table, queue.archive_table])
+        templates = forget_partitions(
+            [queue.queue_table, queue.archive_table], [queue.stem + "$template", queue.stem + "$a_template"]
+        )
     # Readers touch the sequences before the table: dropped in that order, the two do not wait for each other in a ring.
     # The functions come last, since a trigger of the table may depend on one. What others have planted is left to them.
     run(
