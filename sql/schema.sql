@@ -39,6 +39,7 @@ create table pgmq.meta (
 );
 comment on table pgmq.meta is 'One row a queue, with the name as it was given.';
 -- So that a queue can be dropped where all tables are published.
+create unique index meta_lower_queue_name on pgmq.meta (lower(queue_name::text));
 alter table pgmq.meta replica identity using index meta_queue_name_key;
 -- The script of a trusted extension runs as the superuser: who asked for the extension is to be able to use it, and
 -- to let others.
@@ -86,5 +87,11 @@ comment on column pgmq.notify_insert_throttle.last_notified_at is 'Not kept here
 grant all on table pgmq.notify_insert_throttle to @extowner@;
 grant select on table pgmq.notify_insert_throttle to pg_monitor;
 select pg_catalog.pg_extension_config_dump('pgmq.notify_insert_throttle', '');
+
+create table pgmq.dispatch_lock ();
+comment on table pgmq.dispatch_lock is
+'Internal: never holds a row. pgmq._dispatch locks it, as no other role can.';
+-- A dump locks it against changes, for which it must read it.
+grant select on table pgmq.dispatch_lock to public;
 
 grant usage on schema pgmq to pg_monitor;

@@ -623,6 +623,7 @@ LISTS = "('pgmq.meta'::regclass, 'pgmq.topic_bindings'::regclass, 'pgmq.notify_i
                 "pgmq.topic_bindings_unique_pattern_queue",
             ],
             [
+                "pgmq.meta_lower_queue_name",
                 "pgmq.meta_queue_name_key",
                 "pgmq.notify_insert_throttle_pkey",
                 "pgmq.topic_bindings_pkey",
