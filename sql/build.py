@@ -134,8 +134,9 @@ def signatures(script: str) -> list[str]:
     listed = []
     for name, arguments, result in found:
         named = " ".join(re.sub(r" default [^,\n]+", "", arguments).split())
-        text = f"{name}({named}) {result}, {arguments.count(' default ')}".replace("timestamptz", "timestamp with time zone")
-        listed.append(text.replace(") setof ", ") SETOF ").replace(") table (", ") TABLE("))
+        result = re.sub(r"^setof ", "SETOF ", re.sub(r"^table ?\(", "TABLE(", result))
+        text = f"{name}({named}) {result}, {arguments.count(' default ')}"
+        listed.append(text.replace("timestamptz", "timestamp with time zone"))
     return listed
 
 

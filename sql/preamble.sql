@@ -5,7 +5,9 @@ do $do$
 declare
     found record;
 begin
-    select i.type || ' ' || i.identity as named, pg_get_userbyid(coalesce(s.refobjid, 10)) as owner
+    select pg_describe_object(d.classid, d.objid, 0) as described,
+        replace(i.type, 'composite type', 'type') || ' ' || i.identity as named,
+        pg_get_userbyid(coalesce(s.refobjid, 10)) as owner
     into found
     from pg_depend as d
     left join pg_proc as p on p.oid = d.objid and d.classid = 'pg_proc'::regclass
@@ -36,7 +38,7 @@ begin
     order by i.type, i.identity
     limit 1;
     if found.named is not null then
-        raise exception 'pgmq: schema pgmq holds %, which belongs to role %', found.named, quote_ident(found.owner)
+        raise exception 'pgmq: schema pgmq holds %, which belongs to role %', found.described, quote_ident(found.owner)
             using errcode = 'object_not_in_prerequisite_state',
                 detail = 'A schema that is there already may hold only the tables, sequences and functions of queues.',
                 hint = format('Nothing has been changed. Drop it (drop %s) or move it to another schema, '

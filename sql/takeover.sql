@@ -144,8 +144,8 @@ begin
     end if;
 
     -- Names of ours that others have taken. A superuser's own overloads of our functions are left alone.
-    select format('%s %s belongs to role %I', i.type, i.identity, pg_get_userbyid(f.owner)),
-        format('drop %s %s', i.type, i.identity)
+    select format('%s belongs to role %I', pg_describe_object(f.classid, f.objid, 0), pg_get_userbyid(f.owner)),
+        format('drop %s %s', replace(i.type, 'composite type', 'type'), i.identity)
     into problem, remedy
     from (
         select 'pg_class'::regclass, c.oid, c.relowner
@@ -212,20 +212,19 @@ begin
         join pg_class as c on c.oid = n.conrelid
         join pg_roles as r on r.oid = c.relowner
         where n.conrelid = any (lists)
-            and n.contype not in ('p', 'u', 'n')
+            and n.contype not in ('p', 'u', 'n', 't')
             and not (
                 n.contype = 'f'
                 and n.confrelid = any (lists)
                 and n.conname in ('topic_bindings_meta_queue_name_fk', 'notify_insert_throttle_meta_queue_name_fk')
             )
-            or n.confrelid = any (lists)
-            and n.conrelid <> all (lists)
-            and not r.rolsuper
+            or n.confrelid = any (lists) and n.conrelid <> all (lists) and not r.rolsuper
         union all
-        select format('index %s', i.indexrelid::regclass), coalesce(
-                format('alter table %s drop constraint %I', n.conrelid::regclass, n.conname),
-                format('drop index %s', i.indexrelid::regclass)
-            )
+        select format('index %s', i.indexrelid::regclass),
+            case
+                when n.oid is null then format('drop index %s', i.indexrelid::regclass)
+                else format('alter table %s drop constraint %I', n.conrelid::regclass, n.conname)
+            end
         from pg_index as i
         left join pg_constraint as n on n.conindid = i.indexrelid and n.conrelid = i.indrelid
         where i.indrelid = any (lists)
@@ -747,7 +746,7 @@ begin
             using errcode = 'insufficient_privilege',
                 detail = 'Its name is one that a queue of another role needs.',
                 hint = format('Nothing has been changed. Drop it (drop %s %s), and update again.',
-                    planted.type, planted.identity);
+                    replace(planted.type, 'composite type', 'type'), planted.identity);
     end if;
 end
 $do$;
