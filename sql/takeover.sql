@@ -298,8 +298,11 @@ begin
                 and not exists (
                     select
                     from pg_depend as u
-                    where u.classid = 'pg_attrdef'::regclass
-                        and u.objid = d.oid
+                    where (
+                            u.classid = 'pg_attrdef'::regclass and u.objid = d.oid
+                            -- So it is up to PostgreSQL 14.
+                            or u.classid = 'pg_class'::regclass and u.objid = a.attrelid and u.objsubid = a.attnum
+                        )
                         and (u.refclassid <> 'pg_class'::regclass or u.refobjid <> a.attrelid)
                 )
             )
