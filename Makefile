@@ -18,6 +18,13 @@ REGRESS_OPTS = --inputdir=tests --load-extension=plpython3u --load-extension=pgm
 EXTRA_CLEAN = $(DATA) sql/pgmq.sql
 
 PYTHON ?= python3
+# PGXS, below, has a PYTHON of its own: that of the machine on which the server was built.
+OUR_PYTHON := $(PYTHON)
+NEED_PYTHON = @command -v $(firstword $(OUR_PYTHON)) > /dev/null \
+	|| { echo "$(OUR_PYTHON) is missing: install Python 3" >&2; exit 1; }
+# The sources are UTF-8, whatever the caller's language; the rest would have other modules run, or tests that assert nothing.
+export PYTHONUTF8 = 1
+unexport PYTHONHOME PYTHONPATH PYTHONOPTIMIZE
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 # A distribution has the scripts in it, and the order in which it was unpacked does not make them old.
@@ -27,13 +34,16 @@ SCRIPTS = $(DATA) sql/pgmq.sql
 all: $(SCRIPTS)
 
 sql/pgmq--$(EXTVERSION).sql: $(SOURCES)
-	$(PYTHON) sql/build.py --extension > $@.new && mv $@.new $@
+	$(NEED_PYTHON)
+	$(OUR_PYTHON) sql/build.py --extension > $@.new && mv $@.new $@
 
 sql/pgmq.sql: $(SOURCES)
-	$(PYTHON) sql/build.py --psql > $@.new && mv $@.new $@
+	$(NEED_PYTHON)
+	$(OUR_PYTHON) sql/build.py --psql > $@.new && mv $@.new $@
 
 $(TAKEOVERS): $(SOURCES)
-	$(PYTHON) sql/build.py --takeover > $@.new && mv $@.new $@
+	$(NEED_PYTHON)
+	$(OUR_PYTHON) sql/build.py --takeover > $@.new && mv $@.new $@
 
 DISTRIBUTION = pgmq-$(EXTVERSION)
 
@@ -43,14 +53,14 @@ dist: $(SCRIPTS)
 		--prefix=$(DISTRIBUTION)/ HEAD
 
 demo: $(SCRIPTS)
-	@$(PYTHON) tests/demo.py
+	$(NEED_PYTHON)
+	@$(OUR_PYTHON) tests/demo.py
 
-# The environment of the tests. Without pip's cache: a kept build of pgxnclient has in it the path of the environment that
-# it was first built for, and no command of it runs once that one is gone.
+# The environment of the tests.
 VENV = .venv
 $(VENV)/made: tests/requirements.txt
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) tests/servers.py venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-cache-dir --requirement tests/requirements.txt
+	$(NEED_PYTHON)
+	@$(OUR_PYTHON) tests/servers.py venv $(VENV) tests/requirements.txt
 	@touch $@
 
 PYTEST = $(VENV)/bin/python -m pytest
@@ -73,8 +83,8 @@ test-all: lint
 # The benchmarks have an environment of their own, and so do the rivals from npm.
 BENCH = .venv-bench
 $(BENCH)/made: benchmarks/requirements.txt
-	@$(PYTHON) -m venv $(BENCH) 2>/dev/null || $(PYTHON) tests/servers.py venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	$(NEED_PYTHON)
+	@$(OUR_PYTHON) tests/servers.py venv $(BENCH) benchmarks/requirements.txt
 	@touch $@
 
 bench: $(SCRIPTS) $(BENCH)/made

@@ -150,6 +150,8 @@ def main(
     add: bool,
     report_only: bool,
 ) -> None:
+    # For the rivals, which read what libpq reads.
+    servers.neutralize()
     output = output or ROOT / ("docs/benchmarks" if full or report_only else "results/benchmarks")
     file = output / "results.json"
     if report_only:

@@ -1,7 +1,7 @@
-"""From the description of a queue to its SQL: the templates of sql/queue.sql, filled in."""
+"""From the description of a queue to its SQL: the templates of sql/queue*.sql, filled in."""
 
 import re
-from typing import Dict, Iterable, Mapping, Match, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, Match, NamedTuple, Optional, Tuple
 
 from interface import ident, literal
 
@@ -14,12 +14,16 @@ TEMPLATES = "\n".join(
     )
 )
 
-# What create makes, in this order; compile makes all but the two tables.
-PARTS = ("tables", "archive", "indexes", "settings", "hints", "privileges", "functions")
+# The sequences that a queue has for its hints (sql/hints.sql), in the order in which a read touches them: a drop that
+# takes them in another could wait for a reader that waits for it.
+HINTS = ("sweep", "head", "due")
+
+# What "-- @each" can name.
+LISTS = {"hints": HINTS, "notify_memory": ("notified", "notifier")}
 
 # A group as a number: small in the index, whatever the header's length. Messages without the header share the group 0;
 # should two groups ever have one number, they are read as one.
-GROUP = "coalesce(hashtextextended(%sheaders ->> 'x-pgmq-group', 0), 0)"
+GROUP = "coalesce(hashtextextended(%sheaders ->> 'x-pgmq-group'::text, 0::bigint), 0::bigint)"
 
 
 class Queue(NamedTuple):
@@ -31,12 +35,27 @@ class Queue(NamedTuple):
     is_unlogged: bool
     is_partitioned: bool
     has_fifo_index: bool
+    # Nothing of it is there yet.
+    is_new: bool
     server_version: int
-    # Of the queue table, quoted.
+    # The role that all of it belongs to; not quoted.
     owner: str
     # The columns that new tables are partitioned by: none, the id or a time.
     queue_key: str = ""
     archive_key: str = ""
+    # The sequence that ids come from, qualified and quoted; it is known once the table is there.
+    identity: str = ""
+
+    @property
+    def flags(self) -> Dict[str, bool]:
+        """What "-- @if" asks for."""
+        return {
+            "unlogged": self.is_unlogged,
+            "partitioned": self.is_partitioned,
+            "indexed": self.has_fifo_index,
+            "new": self.is_new,
+            "unlogged_sequences": self.server_version >= 150000,
+        }
 
 
 def parts_of(templates: str) -> Dict[Tuple[str, str], str]:
@@ -52,19 +71,50 @@ def parts_of(templates: str) -> Dict[Tuple[str, str], str]:
 TEMPLATE = parts_of(TEMPLATES)
 
 
-def with_fragments(queue: Queue, text: str) -> str:
+def with_fragments(text: str) -> str:
     """The text with its fragments, each indented as the place where it is named."""
-    variants = {"group_candidates": "group_candidates_indexed" if queue.has_fifo_index else "group_candidates_scanned"}
 
     def fragment(found: Match[str]) -> str:
-        name = variants.get(found.group(2), found.group(2))
-        lines = with_fragments(queue, TEMPLATE["fragment", name]).split("\n")
+        lines = with_fragments(TEMPLATE["fragment", found.group(2)]).split("\n")
         return "\n".join(found.group(1) + line if line else line for line in lines)
 
     return re.sub(r"^( *)@fragment:(\w+)@", fragment, text, flags=re.M)
 
 
-def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mapping[str, str]] = None) -> str:
+def with_directives(text: str, flags: Mapping[str, bool]) -> str:
+    """The text as "-- @if", "-- @else", "-- @each" and "-- @end" have it for these flags."""
+    lines = text.split("\n")
+
+    def block(at: int, is_taken: bool) -> Tuple[List[str], int]:
+        """The lines from here up to the end of the block, and where that is."""
+        taken: List[str] = []
+        while at < len(lines):
+            word, *rest = lines[at].strip()[len("-- @") :].split() if lines[at].lstrip().startswith("-- @") else [""]
+            if word in ("else", "end"):
+                return taken, at
+            if word == "if":
+                inner, at = block(at + 1, is_taken and flags[rest[0]])
+                taken += inner
+                if lines[at].strip() == "-- @else":
+                    inner, at = block(at + 1, is_taken and not flags[rest[0]])
+                    taken += inner
+            elif word == "each":
+                inner, at = block(at + 1, is_taken)
+                for name in LISTS[rest[2]]:
+                    taken += [re.sub(r"(?<=:)%s(?=@)" % rest[0], name, line) for line in inner]
+            elif is_taken:
+                taken.append(lines[at])
+            at += 1
+        return taken, at
+
+    return "\n".join(block(0, True)[0])
+
+
+def section(name: str, flags: Mapping[str, bool]) -> str:
+    return with_directives(with_fragments(TEMPLATE["section", name]), flags)
+
+
+def statements(queue: Queue, parts: Iterable[str], more: Optional[Mapping[str, str]] = None) -> str:
     """The SQL that makes these parts of a queue; `more` are words that only these parts have."""
 
     def own(name: str) -> str:
@@ -79,9 +129,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
     words: Dict[str, str] = {
         "queue": "pgmq." + ident(queue.queue_table),
         "archive": "pgmq." + ident(queue.archive_table),
-        "persistence": "unlogged" if queue.is_unlogged else "",
-        "unlogged": "unlogged" if queue.server_version >= 150000 else "",
-        "identity": "by default" if queue.queue_key else "always",
+        "identity": queue.identity,
         "queue_key": primary(queue.queue_key),
         "queue_partitioning": partitioning(queue.queue_key),
         "archive_key": primary(queue.archive_key),
@@ -91,7 +139,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         "row_id": "msg_id" if queue.is_partitioned else "ctid",
         "row_type": "bigint" if queue.is_partitioned else "tid",
         "group": GROUP % "",
-        "owner": queue.owner,
+        "owner": ident(queue.owner),
         "literal:queue": literal("pgmq." + ident(queue.queue_table)),
     }
     words.update(more or {})
@@ -108,6 +156,19 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
             return ident(queue.stem + "$" + name)
         return own(name)
 
-    variants = {"settings": "partition_settings"} if queue.is_partitioned else {}
-    text = "\n".join(with_fragments(queue, TEMPLATE["section", variants.get(part, part)]) for part in parts)
+    text = "".join(section(part, queue.flags) + "\n" for part in parts)
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)
+
+
+def signatures(part: str, queue: Queue) -> List[Tuple[str, str]]:
+    """The functions that a section makes: the verb and the function, qualified and quoted, with its types."""
+    found = re.findall(
+        r"^create or replace function @function:(\w+)@\((.*?)\)\n", section(part, queue.flags), re.M | re.S
+    )
+    return [
+        (
+            verb,
+            "pgmq.%s(%s)" % (ident(queue.stem + "$" + verb), re.sub(r"(^|, )\w+ ", r"\1", " ".join(arguments.split()))),
+        )
+        for verb, arguments in found
+    ]

@@ -16,7 +16,7 @@ from typing import List, Match, Tuple
 
 import plpy
 
-from interface import ident, literal, rows, run, sql
+from interface import Error, ident, literal, rows, run, sql
 
 # Each more makes the functions longer, which every session compiles once: sixteen cost it 0.1 to 0.2 ms a function.
 MOST = 16
@@ -28,16 +28,26 @@ def call(queue_name: str, verb: str) -> str:
     return "pgmq." + ident("q_" + queue_name + "$" + verb)
 
 
-def known_queues() -> List[str]:
-    """The names of the queues that were made first, in order; none that has other characters or is too long to fit."""
+def known_queues(body: str) -> List[str]:
+    """The names of the queues that were made first, in order; none that has other characters or is too long to fit.
+
+    Where the body of a function knows as many as it may, and they are all there, they are these.
+    """
+    named = sorted(set(re.findall(r"queue_name = '([a-z0-9_.-]+)' collate \"C\" then", body)))
+    if len(named) == MOST and not rows(
+        "select from unnest($1::text[]) as f (signature) where to_regprocedure(f.signature) is null",
+        ["text[]"],
+        [[call(name, "send_now") + "(jsonb)" for name in named]],
+    ):
+        return named
     known = rows(
         r"""
-        select substr(c.relname, 3) as name
+        select substr(c.relname::text, 3) as name
         from pg_class as c
         where c.relnamespace = 'pgmq'::regnamespace
             and c.relkind in ('r', 'p')
             and c.relname ~ '^q_[a-z0-9_.-]{1,47}$'
-            and to_regproc('pgmq.' || quote_ident(c.relname || '$send_now')) is not null
+            and to_regprocedure('pgmq.' || quote_ident(c.relname || '$send_now') || '(jsonb)') is not null
         order by c.oid
         limit %d
         """
@@ -98,38 +108,46 @@ def write_calls(queues: List[str]) -> None:
         run("%s\nAS %s" % (head, literal(with_calls(body, queues))))
 
 
-# One function tells for all: they are always written together.
+# One function stands for all: they are always written together.
 ONE = "select pg_get_functiondef('pgmq.delete(text, bigint)'::regprocedure) as definition"
-LOCK = "hashtextextended('pgmq.$dispatch', 0)"
 
 
-def wait_to_drop(queue_name: str) -> None:
-    """Before a queue is dropped that has direct calls: only one transaction at a time can change them."""
-    if call(queue_name.lower(), "delete") in rows(ONE)[0]["definition"]:
-        rows("select pg_advisory_xact_lock(%s)" % LOCK)
+def dispatch_without(queue_name: str) -> None:
+    """After a queue was dropped: have its direct calls taken out, which only one transaction at a time can do."""
+    for _ in range(int(rows("select pgmq._patience() as seconds")[0]["seconds"] * 20) + 1):
+        rows("select pgmq._dispatch()")
+        if call(queue_name.lower(), "delete") not in rows(ONE)[0]["definition"]:
+            return
+        rows("select pg_sleep(0.05)")
+    raise Error(
+        "another transaction is creating or dropping queues",
+        sqlstate="55P03",
+        hint="Try again when it has ended: pg_locks shows who holds a lock on pgmq.dispatch_lock.",
+    )
 
 
 # SECURITY DEFINER, since the functions belong to whom the extension's do and anybody may make a queue. The caller gives
-# nothing and the catalogs only names of letters, digits and _ . -. No table is read: pgmq.meta may be another's, who
-# could make of it what runs code of his.
+# nothing and the catalogs only names of letters, digits and _ . -. No table is read: a queue's may be another's, who
+# could make of it what runs code of his. The lock is one that nobody else can take.
 @sql(
     "_dispatch() returns void",
-    "security definer\nset search_path = pg_catalog, pg_temp\nset check_function_bodies = off",
+    "security definer\nset check_function_bodies = off",
 )
 def dispatch() -> None:
     """Internal: writes the direct calls of the queues that there are into the public functions.
 
     It waits for no other transaction that is at it: a new queue is then left to the dynamic call until the next time.
     """
-    queues = known_queues()
     _, body = definition_and_body(rows(ONE)[0]["definition"])
-    if with_calls(body, queues) == body or not rows("select pg_try_advisory_xact_lock(%s) as taken" % LOCK)[0]["taken"]:
+    queues = known_queues(body)
+    if with_calls(body, queues) == body:
         return
     try:
         with plpy.subtransaction():
+            run("lock table pgmq.dispatch_lock in exclusive mode nowait")
             write_calls(queues)
     except plpy.SPIError as error:
-        # Queues work without: in the script of another extension, which may not touch this one's functions, and beside
-        # a GRANT on them.
-        if error.sqlstate not in ("55000", "XX000"):
+        # Queues work without: beside another transaction that is at it, in the script of another extension, which may
+        # not touch this one's functions, and beside a GRANT on them.
+        if error.sqlstate not in ("55P03", "55000", "XX000"):
             raise

@@ -4,27 +4,32 @@ from typing import NamedTuple, Optional, Sequence
 
 from compiler import Queue, statements
 from interface import Error, ident, literal, rows, run, shown, sql
-from queues import TABLE_KINDS, find, listed_name, no_such_queue
+from queues import BUILD_HOOKS, TABLE_KINDS, Found, check_names, find, listed_name, no_such_queue
 
 
 class Listed(NamedTuple):
     """A queue with its name as pgmq.meta has it, of which the channel is made."""
 
-    queue: Queue
+    found: Found
     name: str
+
+    @property
+    def queue(self) -> Queue:
+        return self.found.queue
 
 
 def find_listed(queue_name: str) -> Optional[Listed]:
     found = find(queue_name)
-    name = listed_name(found.queue)
-    return Listed(found.queue, name) if name is not None and found.kind in TABLE_KINDS else None
+    name = listed_name(queue_name)
+    return Listed(found, name) if name is not None and found.kind in TABLE_KINDS else None
 
 
 def queue_that_exists(queue_name: str) -> Listed:
-    found = find_listed(queue_name)
-    if found is None:
+    listed = find_listed(queue_name)
+    if listed is None:
         raise no_such_queue(queue_name)
-    return found
+    check_names(listed.found)
+    return listed
 
 
 def check_throttle(throttle_interval_ms: Optional[int]) -> None:
@@ -38,52 +43,62 @@ def check_throttle(throttle_interval_ms: Optional[int]) -> None:
         )
 
 
-def table_of(found: Listed) -> str:
-    return "pgmq." + ident(found.queue.queue_table)
+def table_of(queue: Queue) -> str:
+    return "pgmq." + ident(queue.queue_table)
 
 
-def make(found: Listed, parts: Sequence[str], throttle_interval_ms: int) -> None:
+def make(queue: Queue, name: str, parts: Sequence[str], throttle_interval_ms: int) -> None:
     """Make these parts of the queue; "notify" is the trigger function, which remembers no notification then."""
     # A channel has at most 63 bytes, and LISTEN cuts a longer name in the same way.
-    row = rows("select ('pgmq.q_' || $1 || '.INSERT')::name::text as channel", ["text"], [found.name])[0]
+    row = rows("select ('pgmq.q_' || $1 || '.INSERT')::name::text as channel", ["text"], [name])[0]
     more = {"literal:channel": literal(row["channel"]), "throttle": str(throttle_interval_ms)}
-    run(statements(found.queue, parts, more))
+    run(statements(queue, parts, more))
 
 
-def drop_other_triggers(found: Listed) -> str:
+def drop_other_triggers(queue: Queue) -> str:
     """The SQL that drops the triggers of another version."""
     return "".join(
-        "drop trigger %s on %s;\n" % (ident(row["name"]), table_of(found))
+        "drop trigger %s on %s;\n" % (ident(row["name"]), table_of(queue))
         for row in rows(
             """
             select tgname as name
             from pg_trigger
             where tgrelid = $1::regclass
-                and tgfoid = 'pgmq.notify_queue_listeners'::regproc
+                and tgfoid = 'pgmq.notify_queue_listeners()'::regprocedure
                 and tgparentid = 0
             """,
             ["text"],
-            [table_of(found)],
+            [table_of(queue)],
         )
     )
 
 
-def turn_on(found: Listed, throttle_interval_ms: int) -> None:
+def turn_on(queue: Queue, name: str, throttle_interval_ms: int) -> None:
     is_on = rows(
-        "select from pg_trigger where tgrelid = $1::regclass and tgname = 'notify_insert'", ["text"], [table_of(found)]
+        "select from pg_trigger where tgrelid = $1::regclass and tgname = 'notify_insert'", ["text"], [table_of(queue)]
     )
-    make(found, ["notify"] if is_on else ["notify_memory", "notify", "notify_trigger"], throttle_interval_ms)
-    run(drop_other_triggers(found))
+    parts = ["notify_memory", "notify"] if is_on else ["notify_memory", "notify", "notify_trigger"]
+    make(queue, name, parts, throttle_interval_ms)
+    run(drop_other_triggers(queue))
 
 
-@sql("_compile_notify(queue_name text) returns void", "set client_min_messages = warning")
-def compile_notify(queue_name: str) -> None:
-    """Internal: makes what notifies of inserts into a queue, as pgmq.notify_insert_throttle has it, if it has it."""
-    found = queue_that_exists(queue_name)
+def rebuild(queue: Queue, queue_name: str) -> None:
+    """Make what notifies of inserts into a queue, as pgmq.notify_insert_throttle has it, if it has it."""
+    if not rows("select has_table_privilege('pgmq.notify_insert_throttle', 'SELECT') as allowed")[0]["allowed"]:
+        return
     for row in rows(
-        "select throttle_interval_ms from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name]
+        """
+        select queue_name::text as name, throttle_interval_ms
+        from pgmq.notify_insert_throttle
+        where lower(queue_name::text) = lower($1)
+        """,
+        ["text"],
+        [queue_name],
     ):
-        turn_on(found, row["throttle_interval_ms"])
+        turn_on(queue, row["name"], row["throttle_interval_ms"])
+
+
+BUILD_HOOKS.append(rebuild)
 
 
 @sql(
@@ -111,7 +126,7 @@ def enable_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
         ["text", "integer"],
         [found.name, throttle_interval_ms],
     )
-    turn_on(found, throttle_interval_ms)
+    turn_on(found.queue, found.name, throttle_interval_ms)
 
 
 @sql(
@@ -136,7 +151,7 @@ def update_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
             sqlstate="55000",
             hint="Enable it first: select pgmq.enable_notify_insert(%s);" % literal(found.name),
         )
-    make(found, ["notify"], throttle_interval_ms)
+    make(found.queue, found.name, ["notify"], throttle_interval_ms)
 
 
 @sql("disable_notify_insert(queue_name text) returns void", "set client_min_messages = warning")
@@ -152,8 +167,8 @@ def disable_notify_insert(queue_name: str) -> None:
     rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
     own = "pgmq." + ident(found.queue.stem + "$%s")
     run(
-        drop_other_triggers(found)
-        + "drop trigger if exists notify_insert on %s;\n" % table_of(found)
+        drop_other_triggers(found.queue)
+        + "drop trigger if exists notify_insert on %s;\n" % table_of(found.queue)
         + "drop function if exists %s();\n" % (own % "notify")
         + "drop sequence if exists %s, %s;\n" % (own % "notified", own % "notifier")
     )

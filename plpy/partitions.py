@@ -1,27 +1,32 @@
 """Queues and archives in partitions: by id or by time, made and dropped by pg_partman."""
 
-from typing import List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import plpy
 
 from compiler import Queue, statements
 from interface import Error, ident, literal, number, rows, run, shown, sql
 from partman import (
+    LONGEST,
+    Parted,
     check_partition_names,
     checked_premake,
     checked_spans,
     is_managed,
     make_earlier_partitions,
     make_partitions,
+    names_of,
+    parted,
     required_partman,
+    shortened,
 )
-from queues import check_names, describe_functions, find, has_functions, listed_name, register
+from queues import BUILDER, check_columns, check_names, create_queue, find
 
 
 @sql(
     "create_partitioned(queue_name text, partition_interval text default '10000', "
     "retention_interval text default '100000', premake integer default 4) returns void",
-    "set client_min_messages = warning",
+    BUILDER,
 )
 def create_partitioned(
     queue_name: str, partition_interval: Optional[str], retention_interval: Optional[str], premake: Optional[int]
@@ -34,37 +39,41 @@ def create_partitioned(
     how many partitions are made ahead. Nothing happens by itself: let run_maintenance of pg_partman run regularly.
     Creating a partitioned queue that exists is no error and changes nothing.
     Errors: as create; 0A000 without pg_partman, 22023 an interval or premake that makes no sense, 22004 for NULL,
-    42602 and 42622 a name that pg_partman cannot take, 42P07 a queue of that name without partitions.
+    42P07 a queue of that name without partitions, or where the name of a partition is taken; 42501 for a superuser
+    where pg_partman belongs to a role that is none.
     Privileges: as create, and on pg_partman: USAGE on its schema, SELECT, INSERT and UPDATE on its part_config and
-    part_config_sub, EXECUTE on its functions.
+    part_config_sub, EXECUTE on its functions; DELETE where part_config still has rows of a table that was dropped.
     """
     found = find(queue_name)
-    check_names(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("premake", premake)
     partman = required_partman()
-    tables = [found.queue.queue_table, found.queue.archive_table]
-    check_partition_names(tables, spans[0])
-    for table, kind in zip(tables, (found.kind, found.archive_kind)):
+    queue = found.queue
+    for name, kind in ((queue.queue_table, found.kind), (queue.archive_table, found.archive_kind)):
         if kind == "r":
             raise Error(
-                "table pgmq.%s exists and is not partitioned" % shown(table),
+                "table pgmq.%s exists and is not partitioned" % shown(name),
                 sqlstate="42P07",
                 hint="Choose another name, or drop the queue first.",
             )
+    tables = [
+        parted(partman, queue.queue_table, queue.stem + "$template", spans[0], found.kind is None),
+        parted(partman, queue.archive_table, queue.stem + "$a_template", spans[0], found.archive_kind is None),
+    ]
     keys = ("enqueued_at", "archived_at") if spans[0].is_time else ("msg_id", "msg_id")
-    queue = found.queue._replace(is_partitioned=True, queue_key=keys[0], archive_key=keys[1])
-    if listed_name(queue) is None:
-        register(queue_name, queue)
-    elif found.kind is not None and has_functions(queue):
-        return
-    run(statements(queue, ("tables", "archive", "template", "archive_template")))
-    for table, key, template in zip(tables, keys, ("template", "a_template")):
-        if not is_managed(partman, table):
-            make_partitions(partman, table, key, spans, premake, queue.stem + "$" + template)
-    run(statements(queue, ("indexes", "settings", "hints", "privileges", "functions")))
-    describe_functions(queue, queue_name)
-    rows("select pgmq._dispatch()")
+    kinds = (found.kind, found.archive_kind)
+
+    def make_tables(queue: Queue) -> None:
+        check_partition_names(partman, tables, spans[0])
+        wanted = [part for part, kind in zip(("tables", "archive"), kinds) if kind is None]
+        wanted += missing_templates(tables)
+        run(statements(queue, wanted, template_words(*tables)))
+        for table, key, kind in zip(tables, keys, kinds):
+            if kind is None or not is_managed(partman, table):
+                make_partitions(partman, table, key, spans, premake)
+
+    queue = queue._replace(is_partitioned=True, queue_key=keys[0], archive_key=keys[1])
+    create_queue(queue_name, found, queue, names_of(tables), make_tables)
 
 
 @sql(
@@ -93,42 +102,68 @@ def convert_archive_partitioned(
     if found.archive_kind == "p":
         plpy.notice("pgmq archive table %s is already partitioned" % shown(archive))
         return
-    check_names(found)
+    check_columns(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("leading_partition", leading_partition)
     partman = required_partman()
-    check_partition_names([archive], spans[0])
-    old = archive + "_old"
-    if rows("select to_regclass($1) is not null as taken", ["text"], ["pgmq." + ident(old)])[0]["taken"]:
-        raise Error(
-            "the name pgmq.%s, which the old archive is to have, is taken" % shown(old),
-            sqlstate="42P07",
-            hint="Rename or drop that table first.",
-        )
+    table = parted(partman, archive, found.queue.stem + "$a_template", spans[0], is_new=True)
+    renamed = names_set_aside(found.queue)
+    check_names(found, [*names_of([table]), *(new_name for _, new_name in renamed)])
+    check_partition_names(partman, [table], spans[0])
+    for name, new_name in renamed:
+        if exists(name) and exists(new_name):
+            raise Error(
+                "the name pgmq.%s, which the old archive is to have, is taken" % shown(new_name),
+                sqlstate="42P07",
+                hint="Rename or drop what has that name first.",
+            )
     queue = found.queue._replace(archive_key="archived_at" if spans[0].is_time else "msg_id")
-    set_aside(queue, old)
-    run(statements(queue, ("archive", "archive_template")))
-    template = queue.stem + "$a_template"
+    run(
+        "".join(
+            "alter %s pgmq.%s rename to %s;\n" % (kind, ident(name), ident(new_name))
+            for kind, (name, new_name) in zip(("table", "index"), renamed)
+            if exists(name)
+        )
+    )
+    wanted = ["archive"] + (["archive_template"] if not exists(table.template) else [])
+    run(statements(queue, wanted, template_words(table, table)))
     if spans[0].is_time:
-        make_partitions(partman, archive, queue.archive_key, spans, premake, template)
+        make_partitions(partman, table, queue.archive_key, spans, premake)
     else:
         size = int(spans[0].text)
         first, last = unarchived_ids(queue, found.kind)
         start = last - last % size
-        make_partitions(partman, archive, queue.archive_key, spans, premake, template, str(start))
+        make_partitions(partman, table, queue.archive_key, spans, premake, str(start))
         # For the messages that are in the queue now; few, should a very old one be among them.
         earlier = range(start - size, max(first - size, start - size * (premake + 1), -1), -size)
         if earlier:
-            make_earlier_partitions(partman, archive, list(earlier))
-    run(inherited_rights(old, archive) + inherited_owner(old, archive, template))
+            make_earlier_partitions(partman, table, list(earlier))
+    old = renamed[0][1]
+    run(inherited_rights(old, archive) + inherited_owner(old, archive, table.template))
 
 
-def set_aside(queue: Queue, old: str) -> None:
-    """Rename the plain archive, and its index, whose name the new one is to have."""
-    run("alter table pgmq.%s rename to %s" % (ident(queue.archive_table), ident(old)))
-    index = queue.stem + "$archived"
-    if rows("select to_regclass($1) as found", ["text"], ["pgmq." + ident(index)])[0]["found"]:
-        run("alter index pgmq.%s rename to %s" % (ident(index), ident(index + "_old")))
+def missing_templates(tables: List[Parted]) -> List[str]:
+    """The sections for the templates that are not there yet, as they are after a restore."""
+    sections = ("template", "archive_template")
+    return [section for section, table in zip(sections, tables) if not exists(table.template)]
+
+
+def template_words(queue: Parted, archive: Parted) -> Dict[str, str]:
+    """The words of the templates for the tables that pg_partman takes as models."""
+    return {"template": "pgmq." + ident(queue.template), "archive_template": "pgmq." + ident(archive.template)}
+
+
+def names_set_aside(queue: Queue) -> List[Tuple[str, str]]:
+    """The names that the new archive takes, and those that the old one and its index have from then on."""
+    return [
+        (name, shortened(name, LONGEST - len("_old")) + "_old")
+        for name in (queue.archive_table, queue.stem + "$archived")
+    ]
+
+
+def exists(name: str) -> bool:
+    """Whether schema pgmq has a relation of this name."""
+    return bool(rows("select to_regclass($1) is not null as found", ["text"], ["pgmq." + ident(name)])[0]["found"])
 
 
 def unarchived_ids(queue: Queue, kind: Optional[str]) -> List[int]:
@@ -148,21 +183,21 @@ def inherited_rights(old: str, new: str) -> str:
         select format(
             'grant %s%s on pgmq.%I to %s%s;',
             g.privilege_type,
-            ' (' || quote_ident(g.column_name) || ')',
+            ' (' || quote_ident(g.column_name::text) || ')',
             $2,
-            case when g.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end,
+            case when g.grantee = 0::oid then 'public' else quote_ident(pg_get_userbyid(g.grantee)::text) end,
             case when g.is_grantable then ' with grant option' end
         ) as statement
         from (
-            select null as column_name, a.privilege_type, a.grantee, a.is_grantable
+            select null::name as column_name, a.privilege_type, a.grantee, a.is_grantable
             from pg_class as c
             cross join lateral aclexplode(c.relacl) as a
-            where c.oid = $1::regclass
+            where c.oid = $1::regclass::oid
             union all
             select t.attname, a.privilege_type, a.grantee, a.is_grantable
             from pg_attribute as t
             cross join lateral aclexplode(t.attacl) as a
-            where t.attrelid = $1::regclass
+            where t.attrelid = $1::regclass::oid
                 and not t.attisdropped
         ) as g
         """,
@@ -185,8 +220,8 @@ def inherited_owner(old: str, new: str, template: str) -> str:
             select $3::regclass
         ) as t
         join pg_class as c
-            on c.oid = t.relid
-        where o.oid = $1::regclass
+            on c.oid = t.relid::oid
+        where o.oid = $1::regclass::oid
             and c.relowner <> o.relowner
         """,
         ["text", "text", "text"],

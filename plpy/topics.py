@@ -126,6 +126,11 @@ VERSION = """
 """
 
 
+def matching(key: str) -> List[Node]:
+    # What is longer is no routing key, and would take memory that the server does not count.
+    return bindings().matching(key) if len(key) <= 255 else []
+
+
 def bindings() -> Node:
     """The trie of the bindings that the caller's snapshot shows.
 
@@ -146,10 +151,10 @@ def bindings() -> Node:
 @sql("_matching_queues(routing_key text) returns text[]", "stable")
 def matching_queues(routing_key: str) -> List[str]:
     """Internal: the queues that a routing key reaches, each once, in the order of their names."""
-    return sorted({queue_name for node in bindings().matching(routing_key) for queue_name in node.queues})
+    return sorted({queue_name for node in matching(routing_key) for queue_name in node.queues})
 
 
 @sql("_matching_patterns(routing_key text) returns text[]", "stable")
 def matching_patterns(routing_key: str) -> List[str]:
     """Internal: the patterns that a routing key matches."""
-    return [str(node.pattern) for node in bindings().matching(routing_key)]
+    return [str(node.pattern) for node in matching(routing_key)]

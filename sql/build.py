@@ -17,7 +17,7 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULES = ("interface", "compiler", "dispatch", "partman", "queues", "partitions", "topics", "notifications")
-SCRIPTS = ("schema", "references", "names", "queues", "messages", "groups", "topics", "notifications")
+SCRIPTS = ("schema", "references", "names", "hints", "queues", "messages", "groups", "topics", "notifications")
 
 HEADER = {
     "takeover": '\\echo Use "alter extension pgmq update" to load this file. \\quit\n',
@@ -82,14 +82,22 @@ def module_source(name: str) -> str:
 def sql_functions(key: str) -> str:
     """An SQL function for each @sql of the modules."""
     parts = []
+    constants: dict[str, str] = {}
     for name in MODULES:
         for node in ast.parse((HERE.parent / "plpy" / f"{name}.py").read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                constants.update({t.id: str(node.value.value) for t in node.targets if isinstance(t, ast.Name)})
             if not isinstance(node, ast.FunctionDef):
                 continue
             for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "sql":
-                    parts.append(sql_function(key, node, [ast.literal_eval(a) for a in decorator.args]))
+                    parts.append(sql_function(key, node, [text_of(a, constants) for a in decorator.args]))
     return "\n".join(parts)
+
+
+def text_of(argument: ast.expr, constants: dict[str, str]) -> str:
+    """The text of an argument of @sql: a string, or the name of a constant of the modules."""
+    return constants[argument.id] if isinstance(argument, ast.Name) else str(ast.literal_eval(argument))
 
 
 def sql_function(key: str, node: ast.FunctionDef, decoration: list[str]) -> str:

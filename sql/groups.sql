@@ -6,7 +6,7 @@ language plpgsql
 as $function$
 begin
     return query execute 'select * from ' || pgmq._function(queue_name, 'read_grouped') || '($1, $2)'
-        using coalesce(vt, pgmq._required('vt', vt)), qty;
+        using coalesce(vt, pgmq._required('vt'::text)::integer), qty;
 end
 $function$;
 comment on function pgmq.read_grouped(text, integer, integer) is
@@ -42,7 +42,7 @@ language plpgsql
 as $function$
 begin
     return query execute 'select * from ' || pgmq._function(queue_name, 'grouped_rr') || '($1, $2)'
-        using coalesce(vt, pgmq._required('vt', vt)), qty;
+        using coalesce(vt, pgmq._required('vt'::text)::integer), qty;
 end
 $function$;
 comment on function pgmq.read_grouped_rr(text, integer, integer) is
@@ -78,7 +78,7 @@ language plpgsql
 as $function$
 begin
     return query execute 'select * from ' || pgmq._function(queue_name, 'grouped_head') || '($1, $2)'
-        using coalesce(vt, pgmq._required('vt', vt)), qty;
+        using coalesce(vt, pgmq._required('vt'::text)::integer), qty;
 end
 $function$;
 comment on function pgmq.read_grouped_head(text, integer, integer) is

@@ -12,9 +12,9 @@ volatile
 language sql
 as $function$
     select case
-        when delay > 0 then clock_timestamp() + delay * interval '1 second'
-        when delay is null then pgmq._required('delay', null::timestamptz)
-        else now() + delay * interval '1 second'
+        when delay > 0 then clock_timestamp() + delay::double precision * '1 second'::interval
+        when delay is null then pgmq._required('delay'::text)::timestamptz
+        else now() + delay::double precision * '1 second'::interval
     end
 $function$;
 comment on function pgmq._visible_at(integer) is
@@ -25,12 +25,12 @@ returns void
 language plpgsql
 as $function$
 begin
-    if coalesce(cardinality(msgs), 0) = 0 then
+    if coalesce(pg_catalog.cardinality(msgs), 0) = 0 then
         raise exception 'pgmq: msgs cannot be NULL or empty'
             using errcode = case when msgs is null then 'null_value_not_allowed' else 'invalid_parameter_value' end;
-    elsif cardinality(headers) <> cardinality(msgs) then
+    elsif pg_catalog.cardinality(headers) <> pg_catalog.cardinality(msgs) then
         raise exception 'pgmq: headers array length (%) must match msgs array length (%)',
-            cardinality(headers), cardinality(msgs)
+            pg_catalog.cardinality(headers), pg_catalog.cardinality(msgs)
             using errcode = 'invalid_parameter_value',
                 hint = 'Give one element a message, NULL where it has no headers, or no headers at all.';
     end if;
@@ -42,13 +42,22 @@ create function pgmq.send(queue_name text, msg jsonb)
 returns setof bigint
 language plpgsql
 as $function$
+declare
+    id bigint;
 begin
     -- @queues
-    --     return next @send_now@(msg);
+    --     id := @send_now@(msg);
+    --     if id is not null then
+    --         return next id;
+    --     end if;
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_now') || '($1)'
+    execute 'select '::text || pgmq._function(queue_name, 'send_now'::text) || '($1)'::text
+        into id
         using msg;
+    if id is not null then
+        return next id;
+    end if;
 end
 $function$;
 comment on function pgmq.send(text, jsonb) is
@@ -61,13 +70,22 @@ create function pgmq.send(queue_name text, msg jsonb, headers jsonb)
 returns setof bigint
 language plpgsql
 as $function$
+declare
+    id bigint;
 begin
     -- @queues
-    --     return next @send@(msg, headers, now());
+    --     id := @send@(msg, headers, now());
+    --     if id is not null then
+    --         return next id;
+    --     end if;
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+    execute 'select '::text || pgmq._function(queue_name, 'send'::text) || '($1, $2, $3)'::text
+        into id
         using msg, headers, now();
+    if id is not null then
+        return next id;
+    end if;
 end
 $function$;
 comment on function pgmq.send(text, jsonb, jsonb) is
@@ -77,13 +95,22 @@ create function pgmq.send(queue_name text, msg jsonb, delay integer)
 returns setof bigint
 language plpgsql
 as $function$
+declare
+    id bigint;
 begin
     -- @queues
-    --     return next @send@(msg, null::jsonb, pgmq._visible_at(delay));
+    --     id := @send@(msg, null::jsonb, pgmq._visible_at(delay));
+    --     if id is not null then
+    --         return next id;
+    --     end if;
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+    execute 'select '::text || pgmq._function(queue_name, 'send'::text) || '($1, $2, $3)'::text
+        into id
         using msg, null::jsonb, pgmq._visible_at(delay);
+    if id is not null then
+        return next id;
+    end if;
 end
 $function$;
 comment on function pgmq.send(text, jsonb, integer) is
@@ -93,13 +120,22 @@ create function pgmq.send(queue_name text, msg jsonb, delay timestamptz)
 returns setof bigint
 language plpgsql
 as $function$
+declare
+    id bigint;
 begin
     -- @queues
-    --     return next @send@(msg, null::jsonb, coalesce(delay, pgmq._required('delay', delay)));
+    --     id := @send@(msg, null::jsonb, coalesce(delay, pgmq._required('delay'::text)::timestamptz));
+    --     if id is not null then
+    --         return next id;
+    --     end if;
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
-        using msg, null::jsonb, coalesce(delay, pgmq._required('delay', delay));
+    execute 'select '::text || pgmq._function(queue_name, 'send'::text) || '($1, $2, $3)'::text
+        into id
+        using msg, null::jsonb, coalesce(delay, pgmq._required('delay'::text)::timestamptz);
+    if id is not null then
+        return next id;
+    end if;
 end
 $function$;
 comment on function pgmq.send(text, jsonb, timestamptz) is
@@ -109,13 +145,22 @@ create function pgmq.send(queue_name text, msg jsonb, headers jsonb, delay integ
 returns setof bigint
 language plpgsql
 as $function$
+declare
+    id bigint;
 begin
     -- @queues
-    --     return next @send@(msg, headers, pgmq._visible_at(delay));
+    --     id := @send@(msg, headers, pgmq._visible_at(delay));
+    --     if id is not null then
+    --         return next id;
+    --     end if;
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
+    execute 'select '::text || pgmq._function(queue_name, 'send'::text) || '($1, $2, $3)'::text
+        into id
         using msg, headers, pgmq._visible_at(delay);
+    if id is not null then
+        return next id;
+    end if;
 end
 $function$;
 comment on function pgmq.send(text, jsonb, jsonb, integer) is
@@ -126,13 +171,22 @@ create function pgmq.send(queue_name text, msg jsonb, headers jsonb, delay times
 returns setof bigint
 language plpgsql
 as $function$
+declare
+    id bigint;
 begin
     -- @queues
-    --     return next @send@(msg, headers, coalesce(delay, pgmq._required('delay', delay)));
+    --     id := @send@(msg, headers, coalesce(delay, pgmq._required('delay'::text)::timestamptz));
+    --     if id is not null then
+    --         return next id;
+    --     end if;
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send') || '($1, $2, $3)'
-        using msg, headers, coalesce(delay, pgmq._required('delay', delay));
+    execute 'select '::text || pgmq._function(queue_name, 'send'::text) || '($1, $2, $3)'::text
+        into id
+        using msg, headers, coalesce(delay, pgmq._required('delay'::text)::timestamptz);
+    if id is not null then
+        return next id;
+    end if;
 end
 $function$;
 comment on function pgmq.send(text, jsonb, jsonb, timestamptz) is
@@ -150,7 +204,7 @@ begin
     --         from @send_batch@(msgs, null::jsonb[], now());
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+    return query execute 'select '::text || pgmq._function(queue_name, 'send_batch'::text) || '($1, $2, $3)'::text
         using msgs, null::jsonb[], now();
 end
 $function$;
@@ -173,7 +227,7 @@ begin
     --         from @send_batch@(msgs, headers, now());
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+    return query execute 'select '::text || pgmq._function(queue_name, 'send_batch'::text) || '($1, $2, $3)'::text
         using msgs, headers, now();
 end
 $function$;
@@ -192,7 +246,7 @@ begin
     --         from @send_batch@(msgs, null::jsonb[], pgmq._visible_at(delay));
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+    return query execute 'select '::text || pgmq._function(queue_name, 'send_batch'::text) || '($1, $2, $3)'::text
         using msgs, null::jsonb[], pgmq._visible_at(delay);
 end
 $function$;
@@ -209,11 +263,11 @@ begin
     -- @queues
     --     return query
     --         select *
-    --         from @send_batch@(msgs, null::jsonb[], coalesce(delay, pgmq._required('delay', delay)));
+    --         from @send_batch@(msgs, null::jsonb[], coalesce(delay, pgmq._required('delay'::text)::timestamptz));
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
-        using msgs, null::jsonb[], coalesce(delay, pgmq._required('delay', delay));
+    return query execute 'select '::text || pgmq._function(queue_name, 'send_batch'::text) || '($1, $2, $3)'::text
+        using msgs, null::jsonb[], coalesce(delay, pgmq._required('delay'::text)::timestamptz);
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], timestamptz) is
@@ -231,7 +285,7 @@ begin
     --         from @send_batch@(msgs, headers, pgmq._visible_at(delay));
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
+    return query execute 'select '::text || pgmq._function(queue_name, 'send_batch'::text) || '($1, $2, $3)'::text
         using msgs, headers, pgmq._visible_at(delay);
 end
 $function$;
@@ -248,11 +302,11 @@ begin
     -- @queues
     --     return query
     --         select *
-    --         from @send_batch@(msgs, headers, coalesce(delay, pgmq._required('delay', delay)));
+    --         from @send_batch@(msgs, headers, coalesce(delay, pgmq._required('delay'::text)::timestamptz));
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'send_batch') || '($1, $2, $3)'
-        using msgs, headers, coalesce(delay, pgmq._required('delay', delay));
+    return query execute 'select '::text || pgmq._function(queue_name, 'send_batch'::text) || '($1, $2, $3)'::text
+        using msgs, headers, coalesce(delay, pgmq._required('delay'::text)::timestamptz);
 end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[], jsonb[], timestamptz) is
@@ -269,15 +323,15 @@ declare
 begin
     if qty = 1 and coalesce(conditional, '{}') = '{}' then
         -- @queues
-        --     found_one := @read_one@(coalesce(vt, pgmq._required('vt', vt)));
+        --     found_one := @read_one@(coalesce(vt, pgmq._required('vt'::text)::integer));
         --     if found_one.msg_id is not null then
         --         return next found_one;
         --     end if;
         --     return;
         -- @others
-        execute 'select ' || pgmq._function(queue_name, 'read_one') || '($1) as message'
+        execute 'select '::text || pgmq._function(queue_name, 'read_one'::text) || '($1) as message'::text
             into claimed
-            using coalesce(vt, pgmq._required('vt', vt));
+            using coalesce(vt, pgmq._required('vt'::text)::integer);
         if claimed.message is distinct from null then
             return next claimed.message;
         end if;
@@ -286,11 +340,11 @@ begin
     -- @queues
     --     return query
     --         select *
-    --         from @read@(coalesce(vt, pgmq._required('vt', vt)), qty, nullif(conditional, '{}'));
+    --         from @read@(coalesce(vt, pgmq._required('vt'::text)::integer), qty, nullif(conditional, '{}'));
     --     return;
     -- @others
-    return query execute 'select * from ' || pgmq._function(queue_name, 'read') || '($1, $2, $3)'
-        using coalesce(vt, pgmq._required('vt', vt)), qty, nullif(conditional, '{}');
+    return query execute 'select * from '::text || pgmq._function(queue_name, 'read'::text) || '($1, $2, $3)'::text
+        using coalesce(vt, pgmq._required('vt'::text)::integer), qty, nullif(conditional, '{}');
 end
 $function$;
 comment on function pgmq.read(text, integer, integer, jsonb) is
@@ -312,19 +366,20 @@ returns setof pgmq.message_record
 language plpgsql
 as $function$
 declare
-    statement constant text := format('select * from pgmq.%I($1, $2, $3', function_name)
-        || case when conditional is null then ')' else ', $4)' end;
+    statement constant text := 'select * from pgmq.'::text || quote_ident(function_name) || '($1, $2, $3'::text
+        || case when conditional is null then ')'::text else ', $4)'::text end;
     deadline constant timestamptz := clock_timestamp()
-        + coalesce(max_poll_seconds, pgmq._required('max_poll_seconds', max_poll_seconds)) * interval '1 second';
-    pause constant double precision := 0.001 * greatest(
-        coalesce(poll_interval_ms, pgmq._required('poll_interval_ms', poll_interval_ms)),
+        + coalesce(max_poll_seconds, pgmq._required('max_poll_seconds'::text)::integer)::double precision
+        * '1 second'::interval;
+    pause constant double precision := 0.001::double precision * greatest(
+        coalesce(poll_interval_ms, pgmq._required('poll_interval_ms'::text)::integer),
         1
-    );
+    )::double precision;
 begin
     loop
         return query execute statement using queue_name, vt, qty, conditional;
         exit when found or clock_timestamp() >= deadline;
-        perform pg_sleep(least(pause, date_part('epoch', deadline - clock_timestamp())));
+        perform pg_sleep(least(pause, date_part('epoch'::text, deadline - clock_timestamp())));
     end loop;
 end
 $function$;
@@ -369,7 +424,7 @@ begin
         --     end if;
         --     return;
         -- @others
-        execute 'select ' || pgmq._function(queue_name, 'pop_one') || '() as message'
+        execute 'select '::text || pgmq._function(queue_name, 'pop_one'::text) || '() as message'::text
             into claimed;
         if claimed.message is distinct from null then
             return next claimed.message;
@@ -382,7 +437,7 @@ begin
     --         from @pop@(qty);
     --     return;
     -- @others
-    return query execute 'select * from ' || pgmq._function(queue_name, 'pop') || '($1)'
+    return query execute 'select * from '::text || pgmq._function(queue_name, 'pop'::text) || '($1)'::text
         using qty;
 end
 $function$;
@@ -401,7 +456,7 @@ begin
     -- @queues
     --     return @delete@(msg_id);
     -- @others
-    execute 'select ' || pgmq._function(queue_name, 'delete') || '($1)'
+    execute 'select '::text || pgmq._function(queue_name, 'delete'::text) || '($1)'::text
         into deleted
         using msg_id;
     return deleted;
@@ -422,7 +477,7 @@ begin
     --         from @delete_batch@(msg_ids);
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'delete_batch') || '($1)'
+    return query execute 'select '::text || pgmq._function(queue_name, 'delete_batch'::text) || '($1)'::text
         using msg_ids;
 end
 $function$;
@@ -440,7 +495,7 @@ begin
     -- @queues
     --     return exists (select from @archive@(array[msg_id]));
     -- @others
-    execute 'select exists (select from ' || pgmq._function(queue_name, 'archive') || '($1))'
+    execute 'select exists (select from '::text || pgmq._function(queue_name, 'archive'::text) || '($1))'::text
         into archived
         using array[msg_id];
     return archived;
@@ -461,7 +516,7 @@ begin
     --         from @archive@(msg_ids);
     --     return;
     -- @others
-    return query execute 'select ' || pgmq._function(queue_name, 'archive') || '($1)'
+    return query execute 'select '::text || pgmq._function(queue_name, 'archive'::text) || '($1)'::text
         using msg_ids;
 end
 $function$;
@@ -480,12 +535,12 @@ begin
     --         select *
     --         from @set_vt@(
     --             array[msg_id],
-    --             clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second'
+    --             clock_timestamp() + coalesce(vt, pgmq._required('vt'::text)::integer)::double precision * '1 second'::interval
     --         );
     --     return;
     -- @others
-    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
-        using array[msg_id], clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second';
+    return query execute 'select * from '::text || pgmq._function(queue_name, 'set_vt'::text) || '($1, $2)'::text
+        using array[msg_id], clock_timestamp() + coalesce(vt, pgmq._required('vt'::text)::integer)::double precision * '1 second'::interval;
 end
 $function$;
 comment on function pgmq.set_vt(text, bigint, integer) is
@@ -500,11 +555,11 @@ begin
     -- @queues
     --     return query
     --         select *
-    --         from @set_vt@(array[msg_id], coalesce(vt, pgmq._required('vt', vt)));
+    --         from @set_vt@(array[msg_id], coalesce(vt, pgmq._required('vt'::text)::timestamptz));
     --     return;
     -- @others
-    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
-        using array[msg_id], coalesce(vt, pgmq._required('vt', vt));
+    return query execute 'select * from '::text || pgmq._function(queue_name, 'set_vt'::text) || '($1, $2)'::text
+        using array[msg_id], coalesce(vt, pgmq._required('vt'::text)::timestamptz);
 end
 $function$;
 comment on function pgmq.set_vt(text, bigint, timestamptz) is
@@ -521,12 +576,12 @@ begin
     --         select *
     --         from @set_vt@(
     --             msg_ids,
-    --             clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second'
+    --             clock_timestamp() + coalesce(vt, pgmq._required('vt'::text)::integer)::double precision * '1 second'::interval
     --         );
     --     return;
     -- @others
-    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
-        using msg_ids, clock_timestamp() + coalesce(vt, pgmq._required('vt', vt)) * interval '1 second';
+    return query execute 'select * from '::text || pgmq._function(queue_name, 'set_vt'::text) || '($1, $2)'::text
+        using msg_ids, clock_timestamp() + coalesce(vt, pgmq._required('vt'::text)::integer)::double precision * '1 second'::interval;
 end
 $function$;
 comment on function pgmq.set_vt(text, bigint[], integer) is
@@ -541,11 +596,11 @@ begin
     -- @queues
     --     return query
     --         select *
-    --         from @set_vt@(msg_ids, coalesce(vt, pgmq._required('vt', vt)));
+    --         from @set_vt@(msg_ids, coalesce(vt, pgmq._required('vt'::text)::timestamptz));
     --     return;
     -- @others
-    return query execute 'select * from ' || pgmq._function(queue_name, 'set_vt') || '($1, $2)'
-        using msg_ids, coalesce(vt, pgmq._required('vt', vt));
+    return query execute 'select * from '::text || pgmq._function(queue_name, 'set_vt'::text) || '($1, $2)'::text
+        using msg_ids, coalesce(vt, pgmq._required('vt'::text)::timestamptz);
 end
 $function$;
 comment on function pgmq.set_vt(text, bigint[], timestamptz) is

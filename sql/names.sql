@@ -11,8 +11,8 @@ begin
     elsif length(queue_name) > 47 then
         raise exception 'pgmq: queue name is too long, maximum length is 47 characters'
             using errcode = 'name_too_long',
-                detail = format('It has %s characters.', length(queue_name));
-    elsif queue_name ~ $$[$;']|--$$ then
+                detail = pg_catalog.format('It has %s characters.', length(queue_name));
+    elsif queue_name collate "C" ~ $$[$;']|--$$ then
         raise exception 'pgmq: queue name contains invalid characters: $, ;, --, or '''
             using errcode = 'invalid_name',
                 hint = 'Letters, digits, and any other character are fine.';
@@ -34,7 +34,7 @@ language sql
 as $function$
     select case
         when octet_length(l.name) <= bytes then l.name
-        else left(l.name, 8) || '$' || left(encode(sha256(convert_to(l.name, 'UTF8')), 'hex'), 16)
+        else left(l.name, 8) || '$'::text || left(encode(sha256(convert_to(l.name, 'UTF8'::name)), 'hex'::text), 16)
     end
     from lower(name collate "default") as l (name)
 $function$;
@@ -47,7 +47,7 @@ language plpgsql
 as $function$
 begin
     perform pgmq.validate_queue_name(queue_name);
-    return pgmq._identifier(prefix || '_' || queue_name, 63);
+    return pgmq._identifier(prefix || '_'::text || queue_name, 63);
 end
 $function$;
 comment on function pgmq.format_table_name(text, text) is
@@ -55,17 +55,65 @@ comment on function pgmq.format_table_name(text, text) is
 lower-cased and not quoted; one of more than 63 bytes is shortened.
 Errors: as validate_queue_name. Privileges: none.';
 
+create function pgmq._patience()
+returns double precision
+stable
+language sql
+as $function$
+    select date_part(
+        'epoch'::text,
+        coalesce(
+            nullif(current_setting('lock_timeout'::text)::interval, '0'::interval),
+            '1 minute'::interval
+        )
+    )
+$function$;
+comment on function pgmq._patience() is
+'Internal: for how many seconds a function waits for a lock that others can hold as long as they like: lock_timeout, or
+a minute where it is not set.';
+
 create function pgmq.acquire_queue_lock(queue_name text)
 returns void
 language plpgsql
 as $function$
+declare
+    key constant bigint := hashtextextended(
+        'pgmq.'::text || pgmq.format_table_name(queue_name, 'q'::text),
+        0::bigint
+    );
+    usual_timeout constant text := current_setting('lock_timeout'::text);
+    holders text;
 begin
-    perform pg_advisory_xact_lock(hashtextextended('pgmq.' || pgmq.format_table_name(queue_name, 'q'), 0));
+    -- Anybody can hold an advisory lock, for ever.
+    perform set_config('lock_timeout'::text, (1000::double precision * pgmq._patience())::bigint::text, true);
+    perform pg_advisory_xact_lock(key);
+    perform set_config('lock_timeout'::text, usual_timeout, true);
+exception
+    when lock_not_available then
+        select string_agg(l.pid::text, ', '::text)
+        into holders
+        from pg_catalog.pg_locks as l
+        where l.locktype = 'advisory'::text
+            and l.granted
+            and l.database = (
+                select d.oid
+                from pg_catalog.pg_database as d
+                where d.datname = current_database()
+            )
+            and l.classid::bigint = (key >> 32) & 4294967295
+            and l.objid::bigint = key & 4294967295
+            and l.objsubid = 1::smallint;
+        raise exception 'pgmq: the lock of queue % is held by another session', quote_ident(queue_name)
+            using errcode = 'lock_not_available',
+                detail = pg_catalog.concat('It is held by the process '::text, holders, '.'::text),
+                hint = 'Try again when its transaction has ended, or end it: select pg_terminate_backend(...). '
+                    'lock_timeout says for how long to wait.';
 end
 $function$;
 comment on function pgmq.acquire_queue_lock(text) is
 'Waits for the advisory lock that creating and dropping this queue takes, and holds it until the transaction ends.
-Sending and reading do not take it. Errors: as validate_queue_name. Privileges: none.';
+Sending and reading do not take it. It waits for lock_timeout, or for a minute where that is not set.
+Errors: as validate_queue_name, 55P03 where another session still holds it. Privileges: none.';
 
 -- What the names of a queue's own functions, sequences and indexes begin with. They go on with "$" and at most 12
 -- characters, for which a longer table name makes room.
@@ -74,7 +122,7 @@ returns text
 stable
 language sql
 as $function$
-    select pgmq._identifier('q_' || queue_name, 49)
+    select pgmq._identifier('q_'::text || queue_name, 49)
 $function$;
 comment on function pgmq._stem(text) is
 'Internal: what the names of a queue''s own functions, sequences and indexes begin with.';
@@ -86,10 +134,10 @@ language sql
 as $function$
     select exists (
         select
-        from pg_class
+        from pg_catalog.pg_class
         where relname = table_name collate "C"
-            and relnamespace = 'pgmq'::regnamespace
-            and relkind in ('r', 'p')
+            and relnamespace = 'pgmq'::regnamespace::oid
+            and relkind in ('r'::"char", 'p'::"char")
     )
 $function$;
 comment on function pgmq._table_exists(text) is 'Internal: whether schema pgmq has a table of this name.';
@@ -100,20 +148,30 @@ stable
 language plpgsql
 as $function$
 declare
-    queue_table constant text := pgmq.format_table_name(queue_name, 'q');
-    function_name constant text := 'pgmq.' || quote_ident(pgmq._stem(queue_name) || '$' || verb);
+    queue_table constant text := pgmq.format_table_name(queue_name, 'q'::text);
+    function_name constant text := pgmq._stem(queue_name) || '$'::text || verb;
 begin
-    if to_regproc(function_name) is not null then
-        return function_name;
+    -- A name that has more than one function, since somebody has added one, is no name of a function for to_regproc.
+    if exists (
+        select
+        from pg_catalog.pg_proc as p
+        join pg_catalog.pg_class as c
+            on c.relnamespace = p.pronamespace
+            and c.relowner = p.proowner
+        where p.proname = function_name collate "C"
+            and p.pronamespace = 'pgmq'::regnamespace::oid
+            and c.relname = queue_table collate "C"
+    ) then
+        return 'pgmq.'::text || quote_ident(function_name);
     elsif pgmq._table_exists(queue_table) then
         raise exception 'pgmq: queue % has no function for %', quote_ident(queue_name), verb
             using errcode = 'object_not_in_prerequisite_state',
                 detail = 'Its table is there: another version made it, or a dump restored it without its functions.',
-                hint = format('Its owner or a superuser makes them: select pgmq.compile(%L);', queue_name);
+                hint = pg_catalog.format('Its owner or a superuser makes them: select pgmq.compile(%L);', queue_name);
     else
         raise exception 'pgmq: queue % does not exist', quote_ident(queue_name)
             using errcode = 'undefined_table',
-                hint = format('Create it first: select pgmq.create(%L);', queue_name);
+                hint = pg_catalog.format('Create it first: select pgmq.create(%L);', queue_name);
     end if;
 end
 $function$;
@@ -127,9 +185,10 @@ language sql
 as $function$
     select coalesce(
         case
-            when strpos(queue_name, '$') = 0
+            when strpos(queue_name collate "C", '$'::text) = 0
                 then to_regproc(
-                    'pgmq.' || quote_ident(lower(('q_' || queue_name) collate "default") || '$' || verb)
+                    'pgmq.'::text
+                        || quote_ident(lower(('q_'::text || queue_name) collate "default") || '$'::text || verb)
                 )::text
         end,
         pgmq._function_or_error(queue_name, verb)
@@ -138,8 +197,8 @@ $function$;
 comment on function pgmq._function(text, text) is
 'Internal: the quoted name of the queue''s own function for this verb, or an error that says why there is none.';
 
-create function pgmq._required(argument text, value anyelement)
-returns anyelement
+create function pgmq._required(argument text)
+returns text
 language plpgsql
 as $function$
 begin
@@ -147,7 +206,7 @@ begin
         using errcode = 'null_value_not_allowed';
 end
 $function$;
-comment on function pgmq._required(text, anyelement) is 'Internal: refuses an argument that is NULL, in coalesce.';
+comment on function pgmq._required(text) is 'Internal: refuses an argument that is NULL, in coalesce.';
 
 -- For Python, which can hand over a text in the server's encoding only as a parameter.
 create function pgmq._run(statements text)

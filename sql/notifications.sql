@@ -5,13 +5,13 @@ returns table (queue_name text, throttle_interval_ms integer, last_notified_at t
 stable
 language sql
 as $function$
-    select t.queue_name,
+    select t.queue_name::text,
         t.throttle_interval_ms,
         coalesce(
             to_timestamp(
                 pg_sequence_last_value(
-                    to_regclass('pgmq.' || quote_ident(pgmq._stem(t.queue_name) || '$notified'))
-                ) / 1000000.0::double precision
+                    to_regclass('pgmq.'::text || quote_ident(pgmq._stem(t.queue_name::text) || '$notified'::text))
+                )::double precision / 1000000::double precision
             ),
             t.last_notified_at
         )
@@ -28,7 +28,7 @@ returns trigger
 language plpgsql
 as $function$
 begin
-    perform pg_notify(('pgmq.' || tg_table_name || '.INSERT')::name::text, '');
+    perform pg_notify(('pgmq.'::text || tg_table_name::text || '.INSERT'::text)::name::text, ''::text);
     return new;
 end
 $function$;

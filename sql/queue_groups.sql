@@ -67,7 +67,7 @@ while cardinality(claimed) < wanted and not is_last loop
     close candidates;
 end loop;
 if random() * 32 < cardinality(claimed) then
-    perform @function:advance@(lowest, size, moment);
+    perform @function:advance@(moment, head, due, size, lowest);
 end if;
 
 -- With the index: walk the visible messages by id, a chunk at a time. The first of a group is its head unless the
@@ -182,6 +182,13 @@ open candidates for
     ) as l
     where l.vt <= moment
     order by l.msg_id;
+
+-- @fragment group_candidates
+-- @if indexed
+@fragment:group_candidates_indexed@
+-- @else
+@fragment:group_candidates_scanned@
+-- @end
 
 -- @section functions
 create or replace function @function:read_grouped@(seconds integer, quantity integer)

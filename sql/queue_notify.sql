@@ -3,12 +3,16 @@
 -- @section notify_memory
 -- When an insert last notified (microseconds since 1970), and the transaction that did. Sequences, since no sender
 -- may wait for another's transaction: nothing is locked, and no row versions pile up.
-create @unlogged@ sequence if not exists @sequence:notified@;
-create @unlogged@ sequence if not exists @sequence:notifier@;
-alter sequence @sequence:notified@ owner to @owner@;
-alter sequence @sequence:notifier@ owner to @owner@;
-alter sequence @sequence:notified@ owned by @queue@.vt;
-alter sequence @sequence:notifier@ owned by @queue@.vt;
+-- @each memory in notify_memory
+-- @if unlogged_sequences
+create unlogged sequence if not exists @sequence:memory@;
+alter sequence @sequence:memory@ set unlogged;
+-- @else
+create sequence if not exists @sequence:memory@;
+-- @end
+alter sequence @sequence:memory@ owner to @owner@;
+alter sequence @sequence:memory@ owned by @queue@.vt;
+-- @end
 grant select on @sequence:notified@ to public;
 
 -- @section notify

@@ -37,10 +37,16 @@ begin
                     select sum(greatest(d.reltuples, 0))::bigint
                     from pg_partitioned_table as q
                     join pg_partitioned_table as p
-                        on p.partrelid in (q.partrelid, to_regclass($3))
+                        on p.partrelid in (
+                            select relid::oid
+                            from pg_partition_tree(to_regclass($2))
+                            union all
+                            select relid::oid
+                            from pg_partition_tree(to_regclass($3))
+                        )
                     join pg_class as d
                         on d.oid = p.partdefid
-                    where q.partrelid = to_regclass($2)
+                    where q.partrelid = to_regclass($2)::oid
                 )
             from %s
         $query$,

@@ -39,6 +39,7 @@ create table pgmq.meta (
 );
 comment on table pgmq.meta is 'One row per queue, with the name as it was given.';
 -- So that a queue can be dropped where all tables are published.
+create unique index meta_lower_queue_name on pgmq.meta (lower(queue_name::text));
 alter table pgmq.meta replica identity using index meta_queue_name_key;
 -- As pgmq.validate_queue_name has it, in expressions that need no function of this schema.
 alter table pgmq.meta
@@ -89,5 +90,11 @@ too.';
 comment on column pgmq.notify_insert_throttle.last_notified_at is 'Not kept here: see list_notify_insert_throttles.';
 grant select on table pgmq.notify_insert_throttle to pg_monitor;
 select pg_catalog.pg_extension_config_dump('pgmq.notify_insert_throttle', '');
+
+create table pgmq.dispatch_lock ();
+comment on table pgmq.dispatch_lock is
+'Internal: never holds a row. pgmq._dispatch locks it, as no other role can.';
+-- A dump locks it against changes, for which it must read it.
+grant select on table pgmq.dispatch_lock to public;
 
 grant usage on schema pgmq to pg_monitor;

@@ -16,7 +16,7 @@ begin
     end if;
     problem := case
         when value = '' then 'must not be empty'
-        when length(value) > 255 then format('is too long: %s characters, maximum length is 255', length(value))
+        when length(value) > 255 then pg_catalog.format('is too long: %s characters, maximum length is 255', length(value))
         when value collate "C" ~ refused then 'contains invalid characters'
         when starts_with(value, '.') then 'must not start with a dot'
         when right(value, 1) = '.' then 'must not end with a dot'
@@ -28,8 +28,8 @@ begin
     if problem is not null then
         raise exception 'pgmq: % %', what, problem
             using errcode = 'invalid_parameter_value',
-                detail = format('The value is %L.', value),
-                hint = format('It is made of segments parted by dots; allowed are %s.', allowed);
+                detail = pg_catalog.format('The value is %L.', value),
+                hint = pg_catalog.format('It is made of segments parted by dots; allowed are %s.', allowed);
     end if;
 end
 $function$;
@@ -181,12 +181,12 @@ begin
     select m.queue_name
     into bound_queue
     from pgmq.meta as m
-    where m.queue_name = $2
-        or lower(m.queue_name) = lower($2);
+    where m.queue_name::text = $2
+        or lower(m.queue_name::text) = lower($2);
     if bound_queue is null then
         raise exception 'pgmq: queue % does not exist', quote_ident($2)
             using errcode = 'undefined_table',
-                hint = format('Create it first: select pgmq.create(%L);', $2);
+                hint = pg_catalog.format('Create it first: select pgmq.create(%L);', $2);
     end if;
     insert into pgmq.topic_bindings (pattern, queue_name)
     values ($1, bound_queue)
@@ -205,7 +205,7 @@ as $function$
 #variable_conflict use_column
 begin
     if $1 is null then
-        perform pgmq._required('pattern', $1);
+        perform pgmq._required('pattern'::text);
     end if;
     perform pgmq.validate_queue_name($2);
     delete from pgmq.topic_bindings
@@ -269,6 +269,26 @@ comment on function pgmq.test_routing(text) is
 'Lists the bindings whose pattern matches the routing key; a queue with several of them still gets a message once.
 Errors: as validate_routing_key. Privileges: SELECT on pgmq.topic_bindings.';
 
+-- A dump is restored in parts, and what comes before its queue is not refused: a binding of a queue that never came must
+-- not stop the messages to the others.
+create function pgmq._is_gone(queue_name text)
+returns boolean
+language plpgsql
+as $function$
+begin
+    if to_regclass('pgmq.'::text || quote_ident(lower('q_'::text || queue_name))) is not null
+        or pgmq._table_exists(pgmq.format_table_name(queue_name, 'q'::text))
+    then
+        return false;
+    end if;
+    raise warning 'pgmq: queue % is bound to topics and does not exist', quote_ident(queue_name)
+        using hint = 'It gets no messages. Remove its bindings from pgmq.topic_bindings, or create it.';
+    return true;
+end
+$function$;
+comment on function pgmq._is_gone(text) is
+'Internal: whether a queue that is bound to topics does not exist, with a warning.';
+
 create function pgmq.send_topic(routing_key text, msg jsonb, headers jsonb, delay integer)
 returns integer
 language plpgsql
@@ -276,12 +296,13 @@ as $function$
 declare
     queues text[];
     queue text;
+    sent integer := 0;
 begin
     perform pgmq.validate_routing_key(routing_key);
     if msg is null then
-        perform pgmq._required('msg', msg);
+        perform pgmq._required('msg'::text);
     elsif delay is null then
-        perform pgmq._required('delay', delay);
+        perform pgmq._required('delay'::text);
     elsif delay < 0 then
         raise exception 'pgmq: delay cannot be negative, got: %', delay
             using errcode = 'invalid_parameter_value',
@@ -289,9 +310,11 @@ begin
     end if;
     queues := pgmq._matching_queues(routing_key);
     foreach queue in array queues loop
+        continue when pgmq._is_gone(queue);
         perform pgmq.send(queue, msg, headers, delay);
+        sent := sent + 1;
     end loop;
-    return cardinality(queues);
+    return sent;
 end
 $function$;
 comment on function pgmq.send_topic(text, jsonb, jsonb, integer) is
@@ -335,10 +358,11 @@ begin
     perform pgmq.validate_routing_key(routing_key);
     perform pgmq._check_batch(msgs, headers);
     if delay is null then
-        perform pgmq._required('delay', delay);
+        perform pgmq._required('delay'::text);
     end if;
     queues := pgmq._matching_queues(routing_key);
     foreach queue in array queues loop
+        continue when pgmq._is_gone(queue);
         return query
             select queue, s.msg_id
             from pgmq.send_batch(queue, msgs, headers, delay) as s (msg_id);

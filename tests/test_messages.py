@@ -243,7 +243,7 @@ def test_delayed_redelivered_and_fresh_messages_are_merged_in_the_order_of_ids(
     assert ids(call(db, "read", queue, 30, 10)) == [2, 4, 5, 6, 7, 8, 9, 10]
 
 
-@pytest.mark.parametrize("due", [900, 1100])
+@pytest.mark.parametrize("due", [900, 900])
 def test_many_messages_due_again_are_merged_in_the_order_of_ids(db: psycopg.Connection, queue: str, due: int) -> None:
     fill(db, queue, due + 10)
     call(db, "send", queue, Jsonb("delayed"), 3600)
@@ -255,6 +255,21 @@ def test_many_messages_due_again_are_merged_in_the_order_of_ids(db: psycopg.Conn
     assert ids(call(db, "read", queue, 0, 5)) == expected[:5]
     assert ids(call(db, "read", queue, 30, due - 10)) == expected[: due - 10]
     assert ids(call(db, "read", queue, 30, due)) == expected[due - 10 :]
+
+
+def test_thousands_that_are_due_come_in_the_order_in_which_they_came_due(db: psycopg.Connection, queue: str) -> None:
+    fill(db, queue, 3000)
+    for first in (1001, 2001, 1):
+        call(db, "set_vt", queue, [*range(first, first + 1000)], 0)
+    fill(db, queue, 10)
+    for first in (1001, 2001):
+        for _ in range(10):
+            batch = ids(call(db, "read", queue, 3600, 100))
+            assert batch == sorted(batch)
+            assert len(set(batch) & set(range(first, first + 1000))) == 100
+    # With fewer than a thousand it is the order of ids again, with what was never read.
+    call(db, "set_vt", queue, 1, 3600)
+    assert ids(call(db, "read", queue, 3600, 2000)) == [*range(2, 1001), *range(3001, 3011)]
 
 
 def test_a_qty_of_0_reads_nothing_and_null_reads_all(db: psycopg.Connection, queue: str) -> None:
@@ -291,7 +306,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("set_vt"), st.integers(1, 200), st.booleans()),
     st.tuples(st.sampled_from(["delete", "archive"]), st.integers(1, 200), st.just(False)),
     st.tuples(st.just("rollback"), st.integers(1, 60), st.booleans()),
-    st.tuples(st.just("storm"), st.integers(100, 1200), st.booleans()),
+    st.tuples(st.just("storm"), st.integers(100, 400), st.booleans()),
 )
 
 
@@ -322,7 +337,7 @@ def test_whatever_one_session_does_a_read_gives_the_oldest_visible_messages(
             last += number
             visible.update(dict.fromkeys(sent, not flag))
             counts.update(dict.fromkeys(sent, 0))
-        elif verb == "storm":
+        elif verb == "storm" and len(visible) + 2 * number < 1000:
             # Many that came due at once, among as many that did not; or all that there is.
             call(db, "send_batch", queue, [Jsonb(None)] * 2 * number, 3600)
             sent = list(range(last + 1, last + 2 * number + 1))
@@ -346,7 +361,7 @@ def test_whatever_one_session_does_a_read_gives_the_oldest_visible_messages(
             changed = ids(call(db, "set_vt", queue, base + number, 3600 if flag else 0))
             assert changed == ([base + number] if base + number in visible else [])
             visible.update(dict.fromkeys(changed, not flag))
-        else:
+        elif verb in ("delete", "archive"):
             assert call(db, verb, queue, base + number) == [(base + number in visible,)]
             visible.pop(base + number, None)
     figures = call(db, "metrics", queue)[0]

@@ -1,35 +1,25 @@
-"""The distribution for PGXN, as a stranger gets it: built from git, installed by pgxnclient with PGXS, removed again.
-
-Few servers come with PGXS. What is installed is SQL, so one PGXS serves them all: it is told to put the files where the
-server of this run looks for them.
-"""
+"""The distribution for PGXN, as a stranger gets it: built from git, installed with PGXS by pgxnclient, and removed."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import os
 import pathlib
 import re
-import shutil
-import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
-import psycopg
 import pytest
 import servers
+from newcomer import META, NAME, Site, run
 
 REFERENCE_VERSIONS = ("1.10.0", "1.10.1", "1.11.0", "1.11.1", "1.12.0", "1.12.1", "1.13.0", "1.13.1")
-META = json.loads((servers.ROOT / "META.json").read_text())
 # CREATE EXTENSION, and the updates from the reference implementation.
 SCRIPTS = [f"pgmq--{start}{META['version']}.sql" for start in ("", *(f"{version}--" for version in REFERENCE_VERSIONS))]
-NAME = f"{META['name']}-{META['version']}"
 
 # The PGXN Meta Spec 1.0 as a JSON schema. No package of Python's knows it; this is written from its text.
 # fmt: off
@@ -147,34 +137,6 @@ def test_one_version_in_meta_json_and_in_the_control_file() -> None:
     assert [META["version"], provided["version"], provided["file"]] == [version, version, f"sql/pgmq--{version}.sql"]
 
 
-def run(*command: str | os.PathLike, **options: Any) -> str:
-    """What a command prints; where it fails, the test says what it printed."""
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A git repository whose one commit is this one's files as they are now."""
-    directory = tmp_path_factory.mktemp("checkout")
-    for name in run("git", "ls-files", "-z", cwd=servers.ROOT).strip("\0").split("\0"):
-        if (servers.ROOT / name).exists():
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(servers.ROOT / name, directory / name)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "--message", "all"]):
-        run("git", *command, cwd=directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def distribution(checkout: pathlib.Path) -> pathlib.Path:
-    """The zip that `make dist` builds."""
-    run("make", "dist", cwd=checkout)
-    return checkout / f"{NAME}.zip"
-
-
 def test_the_distribution_holds_what_git_has_and_the_install_scripts(
     checkout: pathlib.Path, distribution: pathlib.Path
 ) -> None:
@@ -223,107 +185,39 @@ def test_nothing_is_built_from_the_distribution(unpacked: pathlib.Path) -> None:
     assert (unpacked / f"sql/pgmq--{META['version']}.sql").stat() == before
 
 
-def find_pgxs() -> str:
-    """A pg_config whose server headers, and with them PGXS, are here."""
-
-    def look() -> Iterator[str]:
-        told = [os.environ.get("PG_CONFIG") or "pg_config"]
-        for path in [*told, *map(str, pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_config"))]:
-            program = shutil.which(path)
-            if program and pathlib.Path(servers.output(program, "--pgxs")).exists():
-                yield program
-
-    found = next(look(), None)
-    if found is None and servers.has_apt():
-        servers.apt_install("postgresql-server-dev-all", "make")
-        found = next(look(), None)
-    if found is None:
-        pytest.fail(
-            "PGXS is missing: install PostgreSQL's server headers (Debian: postgresql-server-dev-all)", pytrace=False
-        )
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """A running server that has never seen the extension, and the pg_config that leads PGXS to it."""
-
-    cluster: servers.Cluster
-    pg_config: pathlib.Path
-
-    @property
-    def extension_files(self) -> list[str]:
-        return sorted(path.name for path in (self.cluster.installation.share / "extension").glob("pgmq*"))
-
-    def connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.cluster.dsn(), autocommit=True)
-
-    def pgxn(self, command: str, *arguments: str | os.PathLike) -> str:
-        pgxn = pathlib.Path(sys.executable).with_name("pgxn")
+def test_pgxn_install_load_unload_and_uninstall(site: Site, distribution: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def pgxn(command: str, *arguments: str) -> None:
         # PYTHON=false: a target may have none.
-        return run(
-            pgxn, command, "--pg_config", self.pg_config, *arguments,
-            env={**self.cluster.environment, "MAKEFLAGS": "PYTHON=false"},
-        )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    pgxs = find_pgxs()
-    major = request.config.option.major
-    installation = servers.get_major(major) if major else servers.newest()
-    with servers.cluster(installation) as cluster:
-        mirror = cluster.installation
-        for path in (mirror.share / "extension").glob("pgmq*"):
-            path.unlink()
-        psql = mirror.bin / "psql"
-        psql.symlink_to(servers.find_psql(installation))
-        told = {
-            "version": f"PostgreSQL {mirror.version}",
-            "bindir": mirror.bin,
-            "sharedir": mirror.share,
-            "libdir": mirror.package_lib,
-            "pkglibdir": mirror.package_lib,
-        }
-        pg_config = tmp_path_factory.mktemp("site") / "pg_config"
-        pg_config.write_text(
-            '#!/bin/sh\ncase "$1" in\n'
-            + "".join(f"--{option}) echo '{value}' ;;\n" for option, value in told.items())
-            + f'*) exec {pgxs} "$@" ;;\nesac\n'
+        site.type(
+            f"pgxn {command} --pg_config {site.pg_config} {' '.join(arguments)} {distribution}",
+            tmp_path,
+            PYTHON="false",
         )
-        pg_config.chmod(pg_config.stat().st_mode | stat.S_IXUSR)
-        yield Site(cluster, pg_config)
 
-
-def test_pgxn_install_load_unload_and_uninstall(site: Site, distribution: pathlib.Path) -> None:
     assert site.extension_files == []
-    site.pgxn("install", distribution)
+    pgxn("install")
     assert site.extension_files == sorted([*SCRIPTS, "pgmq.control"])
 
     with site.connect() as connection:
         connection.execute("create extension plpython3u")
-        site.pgxn("load", "--dbname", "postgres", distribution)
+        pgxn("load", "--dbname postgres")
         loaded = connection.execute("select extversion from pg_extension where extname = 'pgmq'").fetchall()
         assert loaded == [(META["version"],)]
         connection.execute("select pgmq.create('orders')")
         connection.execute("select pgmq.send('orders', '{\"n\": 1}')")
         assert connection.execute("select message from pgmq.pop('orders')").fetchall() == [({"n": 1},)]
 
-        site.pgxn("unload", "--dbname", "postgres", distribution)
+        pgxn("unload", "--dbname postgres")
         assert connection.execute("select count(*) from pg_extension where extname = 'pgmq'").fetchone() == (0,)
         # Queues are the user's.
         assert connection.execute("select count(*) from pgmq.q_orders").fetchone() == (0,)
 
-    site.pgxn("uninstall", distribution)
+    pgxn("uninstall")
     assert site.extension_files == []
 
 
 def test_make_installcheck_in_the_unpacked_distribution(site: Site, unpacked: pathlib.Path) -> None:
-    make = ("make", f"PG_CONFIG={site.pg_config}", "PYTHON=false")
-    try:
-        run(*make, "install", cwd=unpacked)
-        told = run(*make, "installcheck", cwd=unpacked, env=site.cluster.environment)
-    finally:
-        run(*make, "uninstall", cwd=unpacked)
+    site.type("make install", unpacked, PYTHON="false")
+    told = site.type("make installcheck", unpacked, PYTHON="false")
     assert re.search(r"^.*\bsmoke\b.*\bok\b", told, re.M), told
     assert re.search(r"All 1 tests passed", told), told

@@ -275,6 +275,7 @@ def test_partitioned_queues_go_on(reference: Database, partman: str, interval: s
     assert db.execute("select relname from pg_class where relname ~ '^[qa]_' and relkind in ('r', 'p')").fetchall() == [
         ("a_plain_old",)
     ]
+    assert db.execute("select relname from pg_class where relname ~ '^template_pgmq'").fetchall() == []
     assert db.execute(configuration).fetchall() == []
 
 
