@@ -153,16 +153,17 @@ def tables_where_missing(schema: str) -> str:
     parts = []
     for paragraph in re.split(r"\n\n(?=create (?:type|table) )", schema):
         statements = re.findall(r"^[a-z].*?;$", paragraph, re.M | re.S)
+        statements = [s for s in statements if not s.startswith("grant usage on schema")]
         made = re.match(r"create (?:type|table) (pgmq\.\w+)", statements[0]) if statements else None
         if made is None:
             continue
-        if made.group(1) == "pgmq.topic_version":
+        if made.group(1) in ("pgmq.topic_version", "pgmq.dispatch_lock"):
             # The reference has none: one that is there is not ours, and stops the script.
             parts.append("\n".join(statements))
             continue
         kept = ("alter ", "comment ", "create index ", "create unique index ", "select ")
         always = [s for s in statements if s.startswith(kept)]
-        once = "\n".join(s for s in statements if s not in always and not s.startswith("grant usage on schema"))
+        once = "\n".join(s for s in statements if s not in always)
         parts.append(
             f"do $do$\nbegin\nif to_regclass('{made.group(1)}') is null then\n{once}\nend if;\nend\n$do$;\n"
             + "\n".join(always)

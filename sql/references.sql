@@ -67,13 +67,14 @@ for each row execute function pgmq._follow_queue();
 
 -- These functions, and that of pgmq.topic_version, write the lists with the rights of their owner. With them would run
 -- what another role could attach to a list: a trigger, or the casts of a foreign key. Default privileges may have given
--- these rights to others.
+-- these rights to others, and more of them on the internal tables, which others may read and neither write nor lock.
 do $do$
 declare
     granted record;
 begin
     for granted in
         select distinct c.oid::regclass as list,
+            c.relname in ('topic_version', 'dispatch_lock') as is_internal,
             case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee
         from pg_class as c
         cross join lateral (
@@ -85,11 +86,20 @@ begin
         ) as l (acl)
         cross join lateral aclexplode(l.acl) as a
         where c.relnamespace = 'pgmq'::regnamespace
-            and c.relname in ('meta', 'topic_bindings', 'topic_version', 'notify_insert_throttle')
-            and a.privilege_type in ('TRIGGER', 'REFERENCES')
+            and c.relname in ('meta', 'topic_bindings', 'topic_version', 'notify_insert_throttle', 'dispatch_lock')
+            and (
+                a.privilege_type in ('TRIGGER', 'REFERENCES')
+                or c.relname in ('topic_version', 'dispatch_lock') and a.privilege_type <> 'SELECT'
+            )
             and a.grantee <> c.relowner
     loop
-        execute format('revoke trigger, references on table %s from %s cascade', granted.list, granted.grantee);
+        execute format(
+            'revoke %s on table %s from %s cascade',
+            case when granted.is_internal then 'all' else 'trigger, references' end,
+            granted.list,
+            granted.grantee
+        );
     end loop;
+    grant select on table pgmq.topic_version, pgmq.dispatch_lock to public;
 end
 $do$;

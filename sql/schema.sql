@@ -39,7 +39,6 @@ create table pgmq.meta (
 );
 comment on table pgmq.meta is 'One row per queue, with the name as it was given.';
 -- So that a queue can be dropped where all tables are published.
-create unique index meta_lower_queue_name on pgmq.meta (lower(queue_name::text));
 alter table pgmq.meta replica identity using index meta_queue_name_key;
 -- As pgmq.validate_queue_name has it, in expressions that need no function of this schema.
 alter table pgmq.meta

@@ -156,6 +156,7 @@ begin
                 'topic_bindings',
                 'topic_version',
                 'notify_insert_throttle',
+                'dispatch_lock',
                 'message_record',
                 'queue_record',
                 'metrics_result'
@@ -714,7 +715,7 @@ do $do$
 declare
     planted record;
 begin
-    select i.type, i.identity, pg_get_userbyid(o.owner) as owner
+    select format('pgmq.%I', o.name) as name, i.type, i.identity, pg_get_userbyid(o.owner) as owner
     into planted
     from pgmq._queues_of_the_reference() as q
     join pg_class as t on t.relname = q.queue_table and t.relnamespace = 'pgmq'::regnamespace
@@ -745,7 +746,7 @@ begin
     order by i.type, i.identity
     limit 1;
     if found then
-        raise exception 'pgmq: % belongs to role %', planted.identity, quote_ident(planted.owner)
+        raise exception 'pgmq: % belongs to role %', planted.name, quote_ident(planted.owner)
             using errcode = 'insufficient_privilege',
                 detail = 'Its name is one that a queue of another role needs.',
                 hint = format('Nothing has been changed. Drop it (drop %s %s), and update again.',
@@ -796,7 +797,6 @@ begin
         end loop;
 
         perform pgmq.compile(queue.queue_name);
-        perform pgmq._compile_notify(queue.queue_name);
         if (
             select relkind = 'p'
             from pg_class
@@ -947,6 +947,7 @@ begin
                     'topic_bindings',
                     'topic_version',
                     'notify_insert_throttle',
+                    'dispatch_lock',
                     'message_record',
                     'queue_record',
                     'metrics_result'
@@ -960,7 +961,7 @@ begin
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'Nothing has been changed. It has come while the update ran; update again.';
     end if;
-    if 7 <> (
+    if 8 <> (
         select count(distinct m.relation)
         from pgmq._members() as m
     ) then

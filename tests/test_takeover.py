@@ -164,7 +164,9 @@ def test_roles_with_grants_need_no_new_ones_and_dumps_keep_them(reference: Datab
         select pg_describe_object(classoid, objoid, objsubid), initprivs::text
         from pg_init_privs
         where privtype = 'e'
-            and pg_describe_object(classoid, objoid, objsubid) <> 'table pgmq.topic_version'
+            and pg_describe_object(classoid, objoid, objsubid) not in (
+                'table pgmq.topic_version', 'table pgmq.dispatch_lock'
+            )
             and classoid <> 'pg_proc'::regclass
     """
     before = set(db.execute(of_the_extension))
@@ -504,7 +506,7 @@ def test_what_a_role_had_becomes_the_superusers_and_the_role_goes_on_working(
     db.execute("create schema side; grant all on schema side to public")
     owner.execute("create function pgmq.mine() returns void language sql as ''")
     refused = ["alter schema pgmq rename to mine", "alter extension pgmq add function pgmq.mine()"]
-    for table in ("meta", "topic_bindings", "notify_insert_throttle", "topic_version"):
+    for table in ("meta", "topic_bindings", "notify_insert_throttle", "topic_version", "dispatch_lock"):
         refused.append(f"create trigger t after delete on pgmq.{table} execute function tsvector_update_trigger()")
     for table, columns in (("meta", "queue_name"), ("notify_insert_throttle", "queue_name")):
         refused.append(f"create table side.mine (name varchar references pgmq.{table} ({columns}))")
