@@ -15,18 +15,22 @@
 -- below both for what a late commit, a rollback or a direct update left there. What a session may not see is not gone:
 -- one that row security restricts writes no hint.
 
-create function pgmq._microseconds(moment timestamptz)
+create function pgmq._due_before(moment timestamptz)
 returns bigint
 stable
 language sql
 as $function$
-    select case
-        when moment < '0001-01-01 00:00:00+00'::timestamptz then (-9223372036854775808)::bigint
-        else (date_part('epoch'::text, moment) * 1000000::double precision)::bigint
-    end
+    select greatest(
+        (
+            date_part('epoch'::text, greatest(moment, '4714-11-24 00:00:00+00 BC'::timestamptz))
+                * 1000000::double precision
+        )::bigint - 10000,
+        -210866803200000000
+    )
 $function$;
-comment on function pgmq._microseconds(timestamptz) is
-'Internal: a time as the hint due has it. Before the year 1 it is the lowest number, which reads take for -infinity.';
+comment on function pgmq._due_before(timestamptz) is
+'Internal: what the hint due says where nothing was left that was due before this time: 10 ms less, in microseconds since
+1970, and not less than the earliest time there is.';
 
 create function pgmq._pack_sweep(began timestamptz, pause integer, spread bigint)
 returns bigint
@@ -89,7 +93,7 @@ begin
             )
         );
     elsif kind = 'due' then
-        value := least(value, pgmq._microseconds(moment));
+        value := greatest(least(value, pgmq._due_before(moment)), -210866803200000000);
     elsif kind = 'sweep' then
         value := pgmq._pack_sweep(
             least(to_timestamp((value >> 16)::double precision / 1000::double precision), moment),
@@ -183,7 +187,7 @@ begin
     if straggler is not null then
         perform pgmq._keep(queue, head_hint, straggler);
     end if;
-    perform pgmq._keep(queue, due_hint, pgmq._microseconds(coalesce(earliest, moment) - '10 ms'::interval));
+    perform pgmq._keep(queue, due_hint, pgmq._due_before(coalesce(earliest, moment)));
     -- It stands for a second, and longer where it took long, so that it takes no more than a tenth of the time.
     seconds := ceil(10::double precision * date_part('epoch'::text, clock_timestamp() - started));
     perform pgmq._keep(
@@ -212,8 +216,8 @@ begin
     if ready_id < pg_sequence_last_value(head_hint) then
         perform pgmq._keep(queue, head_hint, ready_id);
     end if;
-    if pgmq._microseconds(visible_at) <= pg_sequence_last_value(due_hint) then
-        perform pgmq._keep(queue, due_hint, pgmq._microseconds(visible_at - '1 ms'::interval));
+    if pgmq._due_before(visible_at) < pg_sequence_last_value(due_hint) then
+        perform pgmq._keep(queue, due_hint, pgmq._due_before(visible_at));
     end if;
 end
 $function$;

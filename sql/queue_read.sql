@@ -9,14 +9,17 @@ moment constant timestamptz := clock_timestamp();
 sweep constant bigint := pg_sequence_last_value(@literal:sweep@::regclass);
 -- Since the last sweep, in milliseconds.
 age constant bigint := (date_part('epoch'::text, moment) * 1000::double precision)::bigint - (sweep >> 16);
-due_hint bigint;
 head bigint;
 due timestamptz;
 
 -- The hints as variables, since a volatile function is no condition for an index. A sweep or a hint from the future
 -- is of a clock that was ahead: it says nothing.
 -- @fragment read_hints
-if (age between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint) is not true
+if (
+    age between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint
+    and pg_sequence_last_value(@literal:due@::regclass)
+        <= (date_part('epoch'::text, moment) * 1000000::double precision)::bigint
+) is not true
     and not pgmq._sweep(
         @literal:queue@::regclass,
         @literal:sweep@::regclass,
@@ -29,13 +32,7 @@ then
     due := '-infinity';
 else
     head := coalesce(pg_sequence_last_value(@literal:head@::regclass), -9223372036854775808);
-    due_hint := pg_sequence_last_value(@literal:due@::regclass);
-    due := case
-        when due_hint > -62135596800000000
-            and due_hint <= (date_part('epoch'::text, moment) * 1000000::double precision)::bigint
-            then to_timestamp(due_hint::double precision * 0.000001::double precision)
-        else '-infinity'
-    end;
+    due := to_timestamp(pg_sequence_last_value(@literal:due@::regclass)::double precision * 0.000001::double precision);
 end if;
 
 -- @fragment check_quantity
@@ -389,7 +386,7 @@ begin
         ) as msg_id
         offset 0
     ) as l;
-    perform pgmq._keep(queue, @literal:due@::regclass, pgmq._microseconds(coalesce(earliest, moment) - '10 ms'::interval));
+    perform pgmq._keep(queue, @literal:due@::regclass, pgmq._due_before(coalesce(earliest, moment)));
     if lowest is null then
         return;
     end if;
