@@ -150,12 +150,10 @@ def disable_notify_insert(queue_name: str) -> None:
     if found is None:
         return
     rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
-    notify, notified, notifier = (
-        "pgmq." + ident(found.queue.stem + "$" + part) for part in ("notify", "notified", "notifier")
-    )
+    own = "pgmq." + ident(found.queue.stem.replace("%", "%%") + "$%s")
     run(
         drop_other_triggers(found)
         + "drop trigger if exists notify_insert on %s;\n" % table_of(found)
-        + "drop function if exists %s();\n" % notify
-        + "drop sequence if exists %s, %s;\n" % (notified, notifier)
+        + "drop function if exists %s();\n" % (own % "notify")
+        + "drop sequence if exists %s, %s;\n" % (own % "notified", own % "notifier")
     )
