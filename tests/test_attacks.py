@@ -444,10 +444,13 @@ def hints(db: psycopg.Connection, queue: str) -> dict[str, int | None]:
     return found
 
 
-def keep(session: psycopg.Connection, table: str, hint: str, value: int) -> None:
-    """Write a hint in the way that whoever is not the owner of the queue has."""
+def keep(session: psycopg.Connection, queue: str, hint: str, value: int, table: str | None = None) -> None:
+    """Write a hint in the way that whoever is not the owner of the queue has; as if it were that of the table given."""
     with contextlib.suppress(errors.NumericValueOutOfRange, errors.InvalidParameterValue, errors.InsufficientPrivilege):
-        session.execute("select pgmq._keep_as_owner(%s::regclass, %s::text, %s::bigint)", [table, hint, value])
+        session.execute(
+            "select pgmq._keep_as_owner(%s::regclass, %s::regclass, %s::bigint)",
+            [table or f"pgmq.q_{queue}", f'pgmq."q_{queue}${hint}"', value],
+        )
 
 
 LARGEST = 2**63 - 1
@@ -484,7 +487,7 @@ def test_a_poisoned_hint_delays_messages_until_the_next_sweep_and_no_new_one(
     poisoned = {(hint, value): unique("poisoned") for hint in ("head", "due") for value in WRONG}
     for (hint, value), name in poisoned.items():
         prepare_to_poison(db, name, role)
-        keep(poisoner, f"pgmq.q_{name}", hint, value)
+        keep(poisoner, name, hint, value)
         assert call(db, "send", name, Jsonb("new")) == [(6,)]
         db.execute("select pgmq.send(%s, '1', clock_timestamp() + interval '0.01 seconds')", [name])
         all_of(db, name, {6, 7}, 1)
@@ -508,7 +511,7 @@ def test_what_was_poisoned_is_mended_by_compile_and_hides_no_new_message(
     prepare_to_poison(db, name, role)
     poisoner = database.connect(role)
     for hint in hints(db, name):
-        keep(poisoner, f"pgmq.q_{name}", hint, value)
+        keep(poisoner, name, hint, value)
     assert call(db, "send", name, Jsonb("new")) == [(6,)]
     all_of(db, name, {6}, 1)
     db.execute(f"revoke all on pgmq.q_{name} from {role}")
@@ -526,7 +529,7 @@ def test_a_sweep_is_not_put_off_for_long(
     poisoner = database.connect(role)
     kept = []
     for value in (LARGEST, LARGEST // 2, 2**62 + 12345):
-        keep(poisoner, f"pgmq.q_{name}", "sweep", value)
+        keep(poisoner, name, "sweep", value)
         kept.append(hints(db, name)["sweep"] or 0)
     assert max(kept) < 2**62
     assert max(kept) - min(kept) < 2**62 // 1000
@@ -546,7 +549,7 @@ def test_a_hint_is_not_written_without_update_on_the_queue(
     session = database.connect(role)
     for hint in before:
         for value in WRONG:
-            keep(session, f"pgmq.q_{name}", hint, value)
+            keep(session, name, hint, value)
     assert hints(db, name) == before
 
 
@@ -564,35 +567,49 @@ def test_a_hint_is_not_written_by_whom_row_security_hides_rows_from(
     before = hints(db, name)
     session = database.connect(role)
     for hint in before:
-        keep(session, f"pgmq.q_{name}", hint, 1)
-        keep(session, f"pgmq.q_{name}", hint, 2**62)
+        keep(session, name, hint, 1)
+        keep(session, name, hint, 2**62)
     assert hints(db, name) == before
 
 
-def test_a_table_of_the_same_name_elsewhere_writes_no_hint_of_a_queue(
+def test_a_table_of_another_writes_no_hint_of_a_queue(
     database: Database, db: psycopg.Connection, b: str, name: str
 ) -> None:
-    """Nor does any other table on which a role has UPDATE, or anything but a hint's name."""
-    call(db, "create", name)
-    call(db, "send", name, Jsonb(1))
-    call(db, "read", name, 0, 1)
-    before = hints(db, name)
-    last = db.execute(f"select last_value from pgmq.q_{name}_msg_id_seq").fetchone()
+    """Nor does UPDATE on a queue write any other sequence."""
+    for queue in (name, f"{name}_other"):
+        call(db, "create", queue)
+        call(db, "send", queue, Jsonb(1))
+        call(db, "read", queue, 0, 1)
+    call(db, "enable_notify_insert", name, 1000)
+    call(db, "send", name, Jsonb(2))
+    sequences = "select relname, pg_sequence_last_value(oid) from pg_class where relkind = 'S' and relname ~ %s"
+    before = dict(db.execute(sequences, [f"^q_{name}"]))
+    assert len(before) == 4 + 2 + 4
     attacker = database.connect(b)
-    attacker.execute(f"create table evil.q_{name} (vt timestamptz)")
-    attacker.execute(f"create temp table q_{name} (vt timestamptz)")
-    attacker.execute(f"create table pgmq.{name} (vt timestamptz)")
-    tables = [f"evil.q_{name}", f"pg_temp.q_{name}", f"pgmq.{name}"]
-    for table in tables:
-        for hint in (*before, f"q_{name}$head", f'x" , pgmq."q_{name}$head'):
-            with contextlib.suppress(psycopg.Error):
-                keep(attacker, table, hint, 1)
+    attacker.execute(f"create table evil.q_{name} (msg_id bigint generated always as identity, vt timestamptz)")
+    attacker.execute(f"create temp table q_{name} (msg_id bigint generated always as identity, vt timestamptz)")
+    attacker.execute(f"create table pgmq.{name} (msg_id bigint generated always as identity, vt timestamptz)")
+    db.execute(f"grant update on pgmq.q_{name}_other to {b}")
+    tables = [f"evil.q_{name}", f"pg_temp.q_{name}", f"pgmq.{name}", f"pgmq.q_{name}_other"]
+    for sequence in before:
+        for table in tables:
+            if not sequence.startswith(f"q_{name}_other$") or table != f"pgmq.q_{name}_other":
+                with contextlib.suppress(psycopg.Error):
+                    attacker.execute(
+                        "select pgmq._keep_as_owner(%s::regclass, %s::regclass, 1)", [table, f'pgmq."{sequence}"']
+                    )
+    assert dict(db.execute(sequences, [f"^q_{name}"])) == before
+    # Of its own queue it writes the hints alone.
     db.execute(f"grant update on pgmq.q_{name} to {b}")
-    for hint in ("ready", "x", "", "msg_id_seq", "_msg_id_seq", f'head"; drop table pgmq.q_{name}; --'):
+    others = [sequence for sequence in before if sequence.rpartition("$")[2] not in ("head", "due", "sweep")]
+    assert len(others) == 4
+    for sequence in others:
         with contextlib.suppress(psycopg.Error):
-            keep(attacker, f"pgmq.q_{name}", hint, 1)
-    assert hints(db, name) == before
-    assert db.execute(f"select last_value from pgmq.q_{name}_msg_id_seq").fetchone() == last
+            attacker.execute(
+                "select pgmq._keep_as_owner(%s::regclass, %s::regclass, 1)", [f"pgmq.q_{name}", f'pgmq."{sequence}"']
+            )
+    assert dict(db.execute(sequences, [f"^q_{name}"])) == before
+    call(db, "drop_queue", f"{name}_other")
 
 
 ILLEGAL = ["a$b", "it's", "a--b", "a;b", "a" * 48, "a" * 5000]
