@@ -337,10 +337,29 @@ def test_a_span_of_more_than_100_characters_is_refused(
             call(db, form, name, *([text, "1000"] if argument == "partition_interval" else ["10", text]))
         message = refused.value.diag.message_primary
         assert message.startswith(f"pgmq: {argument} ")
-        assert "100 characters" in message
+        assert "too long" in message
         assert len(message) < 200
     tables = db.execute("select to_regclass(%s), to_regclass(%s)", [f"pgmq.a_{name}_old", f"pgmq.q_{name}$a_template"])
     assert tables.fetchone() == (None, None)
+
+
+@needs_partman
+def test_pg_partman_leaves_the_session_s_settings_as_they_were(
+    database: Database, db: psycopg.Connection, name: str
+) -> None:
+    """It sets the search_path to what it finds, for the session: to the one with which it is called."""
+    session = database.connect()
+    call(session, "create", name)
+    before = set(session.execute("select name, setting from pg_settings"))
+    call(session, "convert_archive_partitioned", name)
+    assert before - set(session.execute("select name, setting from pg_settings")) == set()
+    call(session, "drop_queue", name)
+    call(session, "create_partitioned", name)
+    assert before - set(session.execute("select name, setting from pg_settings")) == set()
+    session.execute("set search_path = evil, public")
+    call(session, "drop_queue", name)
+    call(session, "create_partitioned", name)
+    assert session.execute("show search_path").fetchone() == ("evil, public",)
 
 
 def test_python_does_not_quote_by_what_leaves_it_by_a_jump() -> None:
@@ -759,7 +778,7 @@ def test_a_message_with_an_id_or_a_time_that_no_send_gives_is_read(
     seen: set[str] = set()
 
     def is_there() -> bool:
-        seen.update(row.message for row in call(db, "read", name, 3600, 2))
+        seen.update(message for (message,) in db.execute("select message from pgmq.read(%s, 3600, 2)", [name]))
         return seen == {"even", "odd"}
 
     eventually(is_there, 4)

@@ -255,17 +255,6 @@ def test_names_that_need_care_work_until_partitions_are_dropped(db: psycopg.Conn
     assert db.execute(f"select parent_table from {SCHEMA}.part_config").fetchall() == []
 
 
-def test_the_settings_of_the_session_stay_as_they_were(database: Database, plain: str) -> None:
-    """pg_partman sets the search_path of the session to what it finds, and so to that of whoever calls it."""
-    session = database.connect()
-    before = set(session.execute("select name, setting from pg_settings"))
-    name = unique("parted")
-    create(session, name, *BY_ID)
-    session.execute("select pgmq.convert_archive_partitioned(%s, '10', '30')", [plain])
-    assert before - set(session.execute("select name, setting from pg_settings")) == set()
-    session.execute("select pgmq.drop_queue(%s)", [name])
-
-
 def test_twice_is_no_error_and_a_plain_queue_is_refused(db: psycopg.Connection, by_id: str, plain: str) -> None:
     before = relations(db, by_id)
     create(db, by_id, *BY_TIME)
