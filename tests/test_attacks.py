@@ -407,11 +407,11 @@ def test_an_overload_is_not_run_by_the_functions_of_the_extension(
         "select pgmq.compile('{0}'::text)",
         "select pgmq.purge_queue('{0}'::text)",
         "select pgmq.delete('{0}'::text, 1::bigint)",
-        "select pgmq.drop_queue('{0}'::text)",
     ):
         db.execute(statement.format(name))
     with pytest.raises(errors.NullValueNotAllowed):
         db.execute(f"select pgmq.send('{name}'::text, '1'::jsonb, null::timestamptz)")
+    db.execute(f"select pgmq.drop_queue('{name}'::text)")
     assert traced(db) == set()
 
 
@@ -601,7 +601,11 @@ def test_a_table_of_another_writes_no_hint_of_a_queue(
         call(db, "read", queue, 0, 1)
     call(db, "enable_notify_insert", name, 1000)
     call(db, "send", name, Jsonb(2))
-    sequences = "select relname, pg_sequence_last_value(oid) from pg_class where relkind = 'S' and relname ~ %s"
+    sequences = """
+        select relname, pg_sequence_last_value(oid)
+        from pg_class
+        where relkind = 'S' and relnamespace = 'pgmq'::regnamespace and relname ~ %s
+    """
     before = dict(db.execute(sequences, [f"^q_{name}"]))
     assert len(before) == 4 + 2 + 4
     attacker = database.connect(b)
