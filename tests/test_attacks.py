@@ -645,7 +645,7 @@ def test_the_list_of_queues_takes_no_name_that_no_queue_can_have(
     session = database.connect(b)
     with (
         session.transaction(force_rollback=True),
-        pytest.raises((errors.CheckViolation, errors.InvalidName, errors.NameTooLong)),
+        pytest.raises((errors.CheckViolation, errors.InvalidName, errors.NameTooLong, errors.RaiseException)),
     ):
         session.execute("insert into pgmq.meta values (%s, false, false)", [text])
 
