@@ -167,7 +167,7 @@ def disable_notify_insert(queue_name: str) -> None:
     if found is None:
         return
     rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
-    own = "pgmq." + ident(found.queue.stem + "$%s")
+    own = "pgmq." + ident(found.queue.stem.replace("%", "%%") + "$%s")
     run(
         drop_other_triggers(found.queue)
         + "drop trigger if exists notify_insert on %s;\n" % table_of(found.queue)
