@@ -532,6 +532,7 @@ SETTING = """
         ("select pgmq.send_topic('none', '1', null::integer)", [(0,)], "22004"),
         ("select pgmq.send_topic('upper', '1', null::integer)", "23502", "22004"),
         ("select pgmq.send_batch_topic('none', array['1']::jsonb[], null::integer)", [], "22004"),
+        ("insert into pgmq.meta values ('a$b', false, false) returning queue_name", [("a$b",)], "23514"),
         ("truncate pgmq.meta; select count(*) from pgmq.meta", "0A000", [(0,)]),
         (
             "update pgmq.meta set queue_name = 'other' where queue_name = 'Upper' returning queue_name",
@@ -606,6 +607,7 @@ LISTS = "('pgmq.meta'::regclass, 'pgmq.topic_bindings'::regclass, 'pgmq.notify_i
                 "topic_bindings_unique_pattern_queue",
             ],
             [
+                "meta_queue_name_check",
                 "meta_queue_name_key",
                 "notify_insert_throttle_pkey",
                 "notify_insert_throttle_throttle_interval_ms_check",
