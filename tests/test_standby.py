@@ -41,6 +41,10 @@ def ids(rows: list) -> list[int]:
     return [row[0] for row in rows]
 
 
+def send(db: psycopg.Connection, queue: str, count: int) -> list[int]:
+    return ids(call(db, "send_batch", queue, [Jsonb(n) for n in range(count)]))
+
+
 def archive(db: psycopg.Connection, queue: str, messages: list[int]) -> list[int]:
     return ids(db.execute("select pgmq.archive(%s, %s::bigint[])", [queue, messages]).fetchall())
 
@@ -143,7 +147,9 @@ def test_after_a_promotion_queues_go_on_and_no_id_is_given_twice(
     with connect(primary) as db:
         call(db, "create", logged)
         call(db, "create_unlogged", unlogged)
-        given = {queue: ids(call(db, "send_batch", queue, [Jsonb(n) for n in range(300)])) for queue in (logged, unlogged)}
+        given = {
+            queue: ids(call(db, "send_batch", queue, [Jsonb(n) for n in range(300)])) for queue in (logged, unlogged)
+        }
         for queue in (logged, unlogged):
             # The hints stand far from the beginning.
             while ids(call(db, "read", queue, 3600, 50))[-1] < 250:
@@ -159,7 +165,7 @@ def test_after_a_promotion_queues_go_on_and_no_id_is_given_twice(
         assert call(session, "read", unlogged, 30, 10) == []
         assert call(session, "metrics", unlogged)[0].queue_length == 0
         for queue in (logged, unlogged):
-            again = ids(call(session, "send_batch", queue, [Jsonb(n) for n in range(300)]))
+            again = send(session, queue, 300)
             assert min(again) > max(given[queue])
             assert archive(session, queue, again) == again
 
@@ -169,7 +175,7 @@ def test_after_a_crash_no_id_is_given_twice(primary: servers.Cluster) -> None:
     with connect(primary) as db:
         call(db, "create", logged)
         call(db, "create_unlogged", unlogged)
-        given = {queue: ids(call(db, "send_batch", queue, [Jsonb(n) for n in range(40)])) for queue in (logged, unlogged)}
+        given = {queue: send(db, queue, 40) for queue in (logged, unlogged)}
         for queue in (logged, unlogged):
             archive(db, queue, [1, 2, 40])
         kill(primary)
@@ -178,7 +184,7 @@ def test_after_a_crash_no_id_is_given_twice(primary: servers.Cluster) -> None:
         assert call(db, "metrics", logged)[0].queue_length == 37
         assert call(db, "metrics", unlogged)[0].queue_length == 0
         for queue in (logged, unlogged):
-            again = ids(call(db, "send_batch", queue, [Jsonb(n) for n in range(40)]))
+            again = send(db, queue, 40)
             assert min(again) > max(given[queue])
             assert archive(db, queue, again) == again
             call(db, "drop_queue", queue)
@@ -194,7 +200,9 @@ def test_compile_has_an_unlogged_queue_keep_its_ids(primary: servers.Cluster) ->
 
         def persistence() -> str:
             name = db.execute("select pg_get_serial_sequence(%s, 'msg_id')", [f"pgmq.q_{queue}"]).fetchone()[0]
-            return db.execute("select relpersistence::text from pg_class where oid = %s::regclass", [name]).fetchone()[0]
+            return db.execute("select relpersistence::text from pg_class where oid = %s::regclass", [name]).fetchone()[
+                0
+            ]
 
         assert persistence() == "p"
         db.execute(f"alter sequence pgmq.q_{queue}_msg_id_seq set unlogged")
