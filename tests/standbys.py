@@ -17,13 +17,13 @@ from conftest import eventually
 
 @contextlib.contextmanager
 def standby_of(primary: servers.Cluster, **environment: str) -> Iterator[servers.Cluster]:
-    """Copies a cluster, which is stopped meanwhile, and starts the copy as its standby."""
+    """Copies a cluster and starts the copy as its standby. The cluster, stopped meanwhile, gets the environment."""
     directory = pathlib.Path(tempfile.mkdtemp(prefix="pgmq-standby-", dir="/tmp"))
     standby = dataclasses.replace(primary, directory=directory)
     try:
         primary.control("stop", "-m", "fast")
         shutil.copytree(primary.directory / "data", directory / "data")
-        primary.control("start")
+        primary.control("start", **environment)
         (directory / "data" / "standby.signal").touch()
         with open(directory / "data" / "postgresql.auto.conf", "a") as file:
             file.write(f"primary_conninfo = 'host={primary.directory} port={primary.port} user={primary.superuser}'\n")
@@ -33,7 +33,7 @@ def standby_of(primary: servers.Cluster, **environment: str) -> Iterator[servers
             identity = servers.unprivileged()
             for path in [directory, *directory.rglob("*")]:
                 os.chown(path, identity["user"], identity["group"])
-        standby.control("start", **environment)
+        standby.control("start")
         try:
             yield standby
         finally:
