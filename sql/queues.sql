@@ -93,8 +93,10 @@ begin
     result.oldest_msg_age_sec := pgmq._age(oldest, moment);
 
     id_sequence := pg_get_serial_sequence('pgmq.' || quote_ident(table_name), 'msg_id'::text);
-    execute 'select case when is_called then last_value else 0::bigint end from ' || id_sequence
-        into result.total_messages;
+    if id_sequence is not null then
+        execute 'select case when is_called then last_value else 0::bigint end from ' || id_sequence
+            into result.total_messages;
+    end if;
 
     select sum(greatest(d.reltuples, 0::real))::bigint
     into result.default_partition_length

@@ -157,10 +157,12 @@ def test_after_a_promotion_queues_go_on_and_no_id_is_given_twice(
             call(db, "delete", queue, list(range(1, 100)))
             archive(db, queue, [100, 101])
         call(db, "set_vt", logged, 102, 0)
+        call(db, "enable_notify_insert", logged, 250)
         with connect(standby) as session:
             wait_for(session, db)
     standby.control("promote")
     with connect(standby) as session:
+        session.execute(f'listen "pgmq.q_{logged}.INSERT"')
         assert ids(call(session, "read", logged, 30, 10)) == [102, *range(251, 260)]
         assert call(session, "read", unlogged, 30, 10) == []
         assert call(session, "metrics", unlogged)[0].queue_length == 0
@@ -168,6 +170,7 @@ def test_after_a_promotion_queues_go_on_and_no_id_is_given_twice(
             again = send(session, queue, 300)
             assert min(again) > max(given[queue])
             assert archive(session, queue, again) == again
+        assert len(list(session.notifies(timeout=10, stop_after=1))) == 1
 
 
 def test_after_a_crash_no_id_is_given_twice(primary: servers.Cluster) -> None:
