@@ -78,7 +78,7 @@ def test_metrics_refuses_a_table_with_other_columns(
     db.execute("create schema own; create domain own.moment as timestamptz check (value is not null)")
     name = unique()
     try:
-        db.execute(f"create table pgmq.q_{name} (like pgmq.q_{queue} including defaults)")
+        db.execute(f"create table pgmq.q_{name} (like pgmq.q_{queue} including defaults including identity)")
         db.execute(
             f"alter table pgmq.q_{name} drop {column}"
             if type is None

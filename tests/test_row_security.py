@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -308,6 +309,76 @@ def test_notifications_come_for_every_tenant(session: Session) -> None:
         assert len(list(db.notifies(timeout=10, stop_after=1))) == 1
     finally:
         call(db, "disable_notify_insert", "jobs")
+
+
+def test_what_a_reader_may_see_and_not_update_is_not_handed_out(session: Session) -> None:
+    db, one, other = session(None), session("tenant", "one"), session("tenant", "other")
+    sent = ids(call(one, "send_batch", "jobs", [of("one")] * 3))
+    theirs = ids(call(other, "send_batch", "jobs", [of("other")] * 2))
+    db.execute("create policy seen on pgmq.q_jobs for select to tenant using (true)")
+    try:
+        assert one.execute("select count(*) from pgmq.q_jobs").fetchone() == (5,)
+        assert ids(call(one, "read", "jobs", 3600, 10)) == sent
+        assert call(one, "read", "jobs", 3600, 1) == call(one, "pop", "jobs", 5) == []
+        assert ids(other.execute("select * from pgmq.set_vt('jobs', %s::bigint[], 0)", [sent + theirs])) == theirs
+        assert ids(other.execute("select pgmq.delete('jobs', %s::bigint[])", [sent + theirs])) == theirs
+    finally:
+        db.execute("drop policy seen on pgmq.q_jobs")
+
+
+def test_a_message_that_is_hidden_does_not_hold_up_its_group(session: Session) -> None:
+    one, other = session("tenant", "one"), session("tenant", "other")
+    header = Jsonb({"x-pgmq-group": "shared"})
+    call(one, "send", "jobs", of("one"), header)
+    (sent,) = ids(call(other, "send", "jobs", of("other"), header))
+    assert len(call(one, "read_grouped", "jobs", 3600, 10)) == 1
+    assert ids(call(other, "read_grouped", "jobs", 3600, 10)) == [sent]
+
+
+def test_who_wants_no_filter_is_refused(session: Session) -> None:
+    one = session("tenant", "one")
+    call(one, "send", "jobs", of("one"))
+    one.execute("set row_security = off")
+    for query in ("select pgmq.read('jobs', 0, 10)", "select pgmq.metrics('jobs')", "table pgmq.q_jobs"):
+        with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
+            one.execute(query)
+
+
+def test_policies_of_a_partitioned_queue_hold_in_its_partitions(
+    make_database: Callable[..., Database], make_role: Callable[..., str]
+) -> None:
+    versions = os.environ["PGMQ_TEST_PARTMAN"].split()
+    if not versions:
+        pytest.skip("pg_partman cannot be had")
+    database, role = make_database(), make_role()
+    db = database.connect()
+    db.execute(f"create schema partman; create extension pg_partman schema partman version '{versions[0]}'")
+    call(db, "create_partitioned", "parted", "10", "1000")
+    db.execute(
+        f"""
+        grant usage on schema pgmq to {role};
+        grant select, insert, update, delete on pgmq.q_parted, pgmq.a_parted to {role};
+        alter table pgmq.q_parted enable row level security;
+        alter table pgmq.a_parted enable row level security;
+        create policy own on pgmq.q_parted using (message ->> 'tenant' = 'one');
+        create policy own on pgmq.a_parted using (message ->> 'tenant' = 'one');
+        """
+    )
+    one = database.connect(role)
+    call(db, "send_batch", "parted", [of("other", n) for n in range(15)])
+    sent = ids(call(one, "send_batch", "parted", [of("one", n) for n in range(15)]))
+    before = hints(db, "parted")
+    for _ in range(20):
+        assert ids(call(one, "read", "parted", 0, 30)) == sent
+        assert ids(call(one, "read", "parted", 0, 1)) == sent[:1]
+    assert hints(db, "parted") == before
+    assert ids(one.execute("select pgmq.archive('parted', %s::bigint[])", [sent])) == sent
+    assert call(db, "metrics", "parted")[0].queue_length == 15
+    for (partition,) in db.execute(
+        "select relid::regclass::text from pg_partition_tree('pgmq.q_parted') where isleaf"
+    ).fetchall():
+        with pytest.raises(errors.InsufficientPrivilege):
+            one.execute(f"select from {partition}")
 
 
 def test_forced_row_security_holds_for_the_owner_too(
