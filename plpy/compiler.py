@@ -18,6 +18,11 @@ TEMPLATES = "\n".join(
 # takes them in another could wait for a reader that waits for it.
 HINTS = ("sweep", "head", "due")
 
+# Sequences can be unlogged since PostgreSQL 15. Before these minor versions one that a standby has seen being created,
+# and no restartpoint since, is broken when the standby is promoted ("bad magic number in sequence"): so would be every
+# read and, with notifications, every send.
+SOUND = {15: 150020, 16: 160016, 17: 170012, 18: 180006}
+
 # What "-- @each" can name.
 LISTS = {"hints": HINTS, "notify_memory": ("notified", "notifier")}
 
@@ -54,7 +59,8 @@ class Queue(NamedTuple):
             "partitioned": self.is_partitioned,
             "indexed": self.has_fifo_index,
             "new": self.is_new,
-            "unlogged_sequences": self.server_version >= 150000,
+            "sequence_persistence": self.server_version >= 150000,
+            "unlogged_sequences": self.server_version >= SOUND.get(self.server_version // 10000, 190000),
         }
 
 
