@@ -15,11 +15,12 @@ TEMPLATES = "\n".join(
 )
 
 # What create makes, in this order; compile makes all but the two tables.
-PARTS = ("tables", "archive", "indexes", "settings", "hints", "privileges", "functions")
+PARTS = ("tables", "archive", "indexes", "settings", "hints", "privileges", "functions", "fifo_functions")
 
 # A group as a number: small in the index, whatever the header's length. Messages without the header share the group 0;
 # should two groups ever have one number, they are read as one.
-GROUP = "coalesce(hashtextextended(%sheaders ->> 'x-pgmq-group', 0), 0)"
+# It stands in sql/groups.sql, too. The types are exact: the index must not depend on the search_path.
+GROUP = "coalesce(hashtextextended(%sheaders ->> 'x-pgmq-group'::text, 0::bigint), 0::bigint)"
 
 
 class Queue(NamedTuple):
@@ -52,13 +53,10 @@ def parts_of(templates: str) -> Dict[Tuple[str, str], str]:
 TEMPLATE = parts_of(TEMPLATES)
 
 
-def with_fragments(queue: Queue, text: str) -> str:
+def with_fragments(text: str) -> str:
     """The text with its fragments, each indented as the place where it is named."""
-    variants = {"group_candidates": "group_candidates_indexed" if queue.has_fifo_index else "group_candidates_scanned"}
-
     def fragment(found: Match[str]) -> str:
-        name = variants.get(found.group(2), found.group(2))
-        lines = with_fragments(queue, TEMPLATE["fragment", name]).split("\n")
+        lines = with_fragments(TEMPLATE["fragment", found.group(2)]).split("\n")
         return "\n".join(found.group(1) + line if line else line for line in lines)
 
     return re.sub(r"^( *)@fragment:(\w+)@", fragment, text, flags=re.M)
@@ -109,5 +107,7 @@ def statements(queue: Queue, parts: Iterable[str] = PARTS, more: Optional[Mappin
         return own(name)
 
     variants = {"settings": "partition_settings"} if queue.is_partitioned else {}
-    text = "\n".join(with_fragments(queue, TEMPLATE["section", variants.get(part, part)]) for part in parts)
+    if not queue.has_fifo_index:
+        variants["fifo_functions"] = "fifo_functions_dropped"
+    text = "\n".join(with_fragments(TEMPLATE["section", variants.get(part, part)]) for part in parts)
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)

@@ -62,7 +62,7 @@ def create_partitioned(
     for table, key, template in zip(tables, keys, ("template", "a_template")):
         if not is_managed(partman, table):
             make_partitions(partman, table, key, spans, premake, queue.stem + "$" + template)
-    run(statements(queue, ("indexes", "settings", "hints", "privileges", "functions")))
+    run(statements(queue, ("indexes", "settings", "hints", "privileges", "functions", "fifo_functions")))
     describe_functions(queue, queue_name)
     rows("select pgmq._dispatch()")
 

@@ -204,7 +204,8 @@ def compile_queue(queue_name: str) -> None:
 def index_groups(queue_name: str) -> None:
     found = find_existing(queue_name)
     queue = found.queue._replace(has_fifo_index=True)
-    run(statements(queue, ("fifo", "functions")))
+    run(statements(queue, ("fifo", "fifo_functions")))
+    describe_functions(queue, queue_name)
 
 
 @sql("create_fifo_index(queue_name text) returns void", "set client_min_messages = warning")
