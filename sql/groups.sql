@@ -9,28 +9,36 @@ stable
 language plpgsql
 as $function$
 declare
-    queue_table constant text := pgmq.format_table_name(queue_name, 'q');
-    compiled constant text := 'pgmq.' || quote_ident(pgmq._stem(queue_name) || '$grouped');
-    called text;
+    -- All names but a few are these; for the others a second search does no harm.
+    queue_table text := lower(('q_' || queue_name) collate "default");
+    stem text := queue_table;
+    queue oid;
+    is_compiled boolean;
 begin
-    select case
-        when p.oid is null then 'pgmq._read_grouped_scanned(' || q.oid::text || '::oid::regclass, '
-        else compiled || '('
-    end
-    into called
-    from pg_class as q
-    left join pg_proc as p
-        on p.oid = to_regprocedure(compiled || '(integer, integer, pg_catalog.text)')::oid
-        and p.proowner = q.relowner
-    where q.relname = queue_table collate "C"
-        and q.relnamespace = 'pgmq'::regnamespace::oid
-        and q.relkind in ('r', 'p');
-    if called is null then
+    for attempt in 1..2 loop
+        select q.oid, p.oid is not null
+        into queue, is_compiled
+        from pg_class as q
+        left join pg_proc as p
+            on p.proname = (stem || '$grouped') collate "C"
+            and p.proargtypes = '23 23 25'::oidvector
+            and p.pronamespace = q.relnamespace
+            and p.proowner = q.relowner
+        where q.relname = queue_table collate "C"
+            and q.relnamespace = 'pgmq'::regnamespace::oid
+            and q.relkind in ('r', 'p');
+        if is_compiled and strpos(queue_name, '$') = 0 then
+            return 'pgmq.' || quote_ident(stem || '$grouped') || '(';
+        end if;
+        queue_table := pgmq.format_table_name(queue_name, 'q');
+        stem := pgmq._stem(queue_name);
+    end loop;
+    if queue is null then
         raise exception 'pgmq: queue % does not exist', quote_ident(queue_name)
             using errcode = 'undefined_table',
-                hint = format('Create it first: select pgmq.create(%L);', queue_name);
+                hint = pg_catalog.format('Create it first: select pgmq.create(%L);', queue_name);
     end if;
-    return called;
+    return 'pgmq._read_grouped_scanned(' || queue::text || '::oid::regclass, ';
 end
 $function$;
 comment on function pgmq._grouped(text) is
@@ -52,13 +60,13 @@ declare
     missing bigint := wanted;
     is_last boolean := false;
     candidates refcursor;
-    candidate bigint[];
-    chunk_size bigint;
-    chunk_heads bigint[];
-    rest_ids bigint[] := '{}';
-    rest_heads bigint[] := '{}';
-    heads bigint[];
-    rest bigint[];
+    candidate record;
+    seen bigint;
+    follower_ids bigint[] := '{}';
+    follower_heads bigint[] := '{}';
+    followers refcursor;
+    follower record;
+    ended bigint[] := '{}';
     -- The ids in the order in which they were dealt.
     claimed bigint[] := '{}';
 begin
@@ -71,107 +79,102 @@ begin
         return;
     end if;
 
-    -- Of each group the messages before the first invisible one, the groups in the order of their heads.
+    -- Of each group the messages before the first invisible one, the groups in the order of their heads. A head is locked
+    -- when its group is fetched.
     open candidates for execute
         $query$
-            select pg_catalog.array_agg(m.msg_id order by m.msg_id)
+            select g.ids, l.msg_id as head
             from (
-                select m.message_group,
-                    m.msg_id,
-                    row_number() over in_group as turn,
-                    bool_and(m.vt <= $1) over in_group as is_visible
+                select pg_catalog.array_agg(m.msg_id order by m.msg_id) as ids
                 from (
-                    select m.msg_id,
-                        m.vt,
-                        coalesce(
-                            hashtextextended(m.headers ->> 'x-pgmq-group'::text, 0::bigint),
-                            0::bigint
-                        ) as message_group
-                    from $query$ || queue_table || $query$ as m
+                    select m.message_group,
+                        m.msg_id,
+                        row_number() over in_group as turn,
+                        bool_and(m.vt <= $1) over in_group as is_visible
+                    from (
+                        select m.msg_id,
+                            m.vt,
+                            coalesce(
+                                hashtextextended(m.headers ->> 'x-pgmq-group'::text, 0::bigint),
+                                0::bigint
+                            ) as message_group
+                        from $query$ || queue_table || $query$ as m
+                    ) as m
+                    window in_group as (partition by m.message_group order by m.msg_id rows unbounded preceding)
                 ) as m
-                window in_group as (partition by m.message_group order by m.msg_id rows unbounded preceding)
-            ) as m
-            where m.is_visible
-                and m.turn <= $2
-            group by m.message_group
-            order by min(m.msg_id)
+                where m.is_visible
+                    and m.turn <= $2
+                group by m.message_group
+                order by min(m.msg_id)
+                offset 0
+            ) as g
+            left join lateral (
+                select m.msg_id
+                from $query$ || queue_table || $query$ as m
+                where m.msg_id = g.ids[1]
+                    and m.vt <= $1
+                for update skip locked
+            ) as l on true
         $query$
         using moment, case mode when 'head' then 1 else wanted end;
     loop
-        -- As many groups as have what is missing, if no other transaction holds any of it. Their heads are locked first:
-        -- a group whose head another has is left alone.
-        chunk_size := 0;
-        chunk_heads := '{}';
-        while chunk_size < missing loop
+        -- As many groups as have what is missing, if no other transaction holds any of it.
+        seen := 0;
+        while seen < missing loop
             fetch candidates into candidate;
             is_last := not found;
             exit when is_last;
-            chunk_heads := pg_catalog.array_append(chunk_heads, candidate[1]);
-            chunk_size := chunk_size + case mode when 'fill' then pg_catalog.cardinality(candidate) else 1 end;
-            rest_ids := pg_catalog.array_cat(rest_ids, candidate[2:]);
-            rest_heads := pg_catalog.array_cat(
-                rest_heads,
-                array_fill(candidate[1], array[pg_catalog.cardinality(candidate) - 1])
+            continue when candidate.head is null;
+            claimed := pg_catalog.array_append(claimed, candidate.head);
+            seen := seen + case mode when 'fill' then pg_catalog.cardinality(candidate.ids) else 1 end;
+            follower_ids := pg_catalog.array_cat(follower_ids, candidate.ids[2:]);
+            follower_heads := pg_catalog.array_cat(
+                follower_heads,
+                pg_catalog.array_fill(candidate.head, array[pg_catalog.cardinality(candidate.ids) - 1])
             );
         end loop;
-        execute
-            $query$
-                select pg_catalog.array_agg(l.msg_id order by l.msg_id)
-                from (
-                    select m.msg_id
-                    from $query$ || queue_table || $query$ as m
-                    where m.msg_id = any ($1)
-                        and m.vt <= $2
-                    for update skip locked
-                ) as l
-            $query$
-            into heads
-            using chunk_heads, moment;
-        claimed := pg_catalog.array_cat(claimed, heads);
         missing := wanted - pg_catalog.cardinality(claimed);
-        -- What follows the heads: of a group what comes before the first that cannot be locked.
-        if missing > 0 and (mode = 'fill' or mode = 'deal' and is_last) then
-            execute
+        -- What follows the heads: a group at a time, or, since all groups have one by now, dealt in turn. The first that
+        -- cannot be locked ends its group.
+        if missing > 0 and pg_catalog.cardinality(follower_ids) > 0 and mode <> 'head' then
+            open followers for execute
                 $query$
-                    select pg_catalog.array_agg(c.msg_id order by c.place)
+                    select f.head, f.msg_id, l.is_locked
                     from (
-                        select p.msg_id,
-                            p.place,
-                            bool_and(l.msg_id is not null) over (partition by p.head order by p.msg_id) as is_free
+                        select f.head, f.msg_id
                         from (
-                            select r.msg_id,
-                                r.head,
-                                row_number() over (
-                                    order by case when $4 then r.turn else 0::bigint end, r.head, r.msg_id
-                                ) as place
-                            from (
-                                select r.msg_id,
-                                    r.head,
-                                    row_number() over (partition by r.head order by r.msg_id) as turn
-                                from unnest($1, $2) as r (msg_id, head)
-                                where r.head = any ($3)
-                            ) as r
-                            order by place
-                            limit $5
-                        ) as p
-                        left join lateral (
-                            select m.msg_id
-                            from $query$ || queue_table || $query$ as m
-                            where m.msg_id = p.msg_id
-                                and m.vt <= $6
-                            for update skip locked
-                        ) as l on true
-                    ) as c
-                    where c.is_free
+                            select f.head,
+                                f.msg_id,
+                                row_number() over (partition by f.head order by f.msg_id) as turn
+                            from unnest($1, $2) as f (head, msg_id)
+                        ) as f
+                        order by case when $3 then f.turn else f.head end, f.head, f.turn
+                        offset 0
+                    ) as f
+                    left join lateral (
+                        select true as is_locked
+                        from $query$ || queue_table || $query$ as m
+                        where m.msg_id = f.msg_id
+                            and m.vt <= $4
+                        for update skip locked
+                    ) as l on true
                 $query$
-                into rest
-                using rest_ids, rest_heads, claimed, mode = 'deal', missing, moment;
-            claimed := pg_catalog.array_cat(claimed, rest);
-            missing := wanted - pg_catalog.cardinality(claimed);
-            rest_ids := '{}';
-            rest_heads := '{}';
+                using follower_heads, follower_ids, mode = 'deal', moment;
+            while missing > 0 loop
+                fetch followers into follower;
+                exit when not found;
+                if follower.is_locked is null then
+                    ended := pg_catalog.array_append(ended, follower.head);
+                elsif follower.head <> all (ended) then
+                    claimed := pg_catalog.array_append(claimed, follower.msg_id);
+                    missing := missing - 1;
+                end if;
+            end loop;
+            close followers;
         end if;
         exit when missing = 0 or is_last;
+        follower_ids := '{}';
+        follower_heads := '{}';
     end loop;
     close candidates;
 

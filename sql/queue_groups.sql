@@ -6,10 +6,10 @@
 -- - The head is the first of its group in the snapshot in which it was found, and is then locked, if it is visible still.
 --   Whoever reads the group has its head first, so one reader at a time has the group, and a head that was taken, hidden or
 --   deleted after the snapshot gives nothing.
--- - What follows the head is found in one snapshot, message by message without a gap, and locked, if it is visible still.
---   The first that cannot be locked ends the group, whatever was done to it: set_vt, a delete, an archive, committed
---   after the snapshot or not yet. What was locked behind it is not handed out, and free when the transaction ends;
---   meanwhile nobody could have it, since its head is held.
+-- - What follows the head is found in one snapshot, message by message without a gap, and locked in that order, if it is
+--   visible still. The first that cannot be locked ends the group, whatever was done to it, committed after the snapshot
+--   or not yet: set_vt, a delete, an archive. Where the messages of several groups are dealt in turn, later ones of such
+--   a group are locked and not handed out, which keeps nobody from them: their head is held.
 -- - In REPEATABLE READ a message that was changed since the transaction began is a serialization failure, as in any
 --   UPDATE.
 -- - Only a message that commits after the snapshot with an id below those found is not seen: see docs/groups.md.
@@ -150,11 +150,12 @@ declare
     candidates refcursor;
     candidate record;
     locked_row @row_type@;
-    rest @row_type@[];
+    followers refcursor;
     groups bigint[] := '{}';
     heads bigint[] := '{}';
     claimed @row_type@[] := '{}';
     dealt bigint[];
+    ended bigint[] := '{}';
 begin
     @fragment:check_quantity@
     @fragment:read_hints@
@@ -174,29 +175,27 @@ begin
             groups := pg_catalog.array_append(groups, candidate.message_group);
             heads := pg_catalog.array_append(heads, candidate.msg_id);
             claimed := pg_catalog.array_append(claimed, locked_row);
-            if mode = 'fill' and missing > 1 then
-                select pg_catalog.array_agg(c.row_id)
-                into rest
-                from (
-                    select l.row_id, bool_and(l.row_id is not null) over (order by p.msg_id) as is_free
+            missing := missing - 1;
+            if mode = 'fill' and missing > 0 then
+                open followers for
+                    select l.row_id
                     from (
-                        select n.row_id, n.msg_id, bool_and(n.vt <= moment) over (order by n.msg_id) as is_visible
-                        from (
-                            select m.@row_id@ as row_id, m.msg_id, m.vt
-                            from @queue@ as m
-                            where @group:m@ = candidate.message_group
-                                and m.msg_id > candidate.msg_id
-                            order by m.msg_id
-                            limit missing - 1
-                        ) as n
+                        select m.@row_id@ as row_id
+                        from @queue@ as m
+                        where @group:m@ = candidate.message_group
+                            and m.msg_id > candidate.msg_id
+                        order by m.msg_id
+                        limit missing
                     ) as p
-                    @fragment:group_lock@
-                    where p.is_visible
-                ) as c
-                where c.is_free;
-                claimed := pg_catalog.array_cat(claimed, rest);
+                    @fragment:group_lock@;
+                loop
+                    fetch followers into locked_row;
+                    exit when locked_row is null;
+                    claimed := pg_catalog.array_append(claimed, locked_row);
+                    missing := missing - 1;
+                end loop;
+                close followers;
             end if;
-            missing := wanted - pg_catalog.cardinality(claimed);
             exit search when missing = 0;
         end loop;
         close candidates;
@@ -205,28 +204,22 @@ begin
         -- To become: perform pgmq._advance(@literal:queue@::regclass, moment, size, lowest);
         perform @function:advance@(lowest, size, moment);
     end if;
-    -- Everybody has one. A group that ends early is not made up for: others may give less than they could.
+    -- All groups have one: the second messages, the third ones, ...
     if mode = 'deal' then
         dealt := heads;
-        if missing > 0 and heads <> '{}' then
-            select pg_catalog.array_agg(c.row_id), pg_catalog.array_cat(heads, pg_catalog.array_agg(c.msg_id order by c.turn, c.seat))
-            into rest, dealt
-            from (
-                select l.row_id,
-                    p.msg_id,
-                    p.turn,
-                    p.seat,
-                    bool_and(l.row_id is not null) over (partition by p.seat order by p.turn) as is_free
+        if missing > 0 and pg_catalog.cardinality(heads) > 0 then
+            open followers for
+                select p.seat, p.msg_id, l.row_id
                 from (
-                    select n.row_id, n.msg_id, n.turn, g.seat
+                    select g.seat, n.msg_id, n.row_id
                     from unnest(groups, heads) with ordinality as g (message_group, msg_id, seat)
                     cross join lateral (
-                        select f.row_id,
-                            f.msg_id,
+                        select f.msg_id,
+                            f.row_id,
                             row_number() over (order by f.msg_id) as turn,
                             bool_and(f.vt <= moment) over (order by f.msg_id) as is_visible
                         from (
-                            select m.@row_id@ as row_id, m.msg_id, m.vt
+                            select m.msg_id, m.@row_id@ as row_id, m.vt
                             from @queue@ as m
                             where @group:m@ = g.message_group
                                 and m.msg_id > g.msg_id
@@ -236,12 +229,21 @@ begin
                     ) as n
                     where n.is_visible
                     order by n.turn, g.seat
-                    limit missing
+                    offset 0
                 ) as p
-                @fragment:group_lock@
-            ) as c
-            where c.is_free;
-            claimed := pg_catalog.array_cat(claimed, rest);
+                @fragment:group_lock@;
+            while missing > 0 loop
+                fetch followers into candidate;
+                exit when not found;
+                if candidate.row_id is null then
+                    ended := pg_catalog.array_append(ended, candidate.seat);
+                elsif candidate.seat <> all (ended) then
+                    claimed := pg_catalog.array_append(claimed, candidate.row_id);
+                    dealt := pg_catalog.array_append(dealt, candidate.msg_id);
+                    missing := missing - 1;
+                end if;
+            end loop;
+            close followers;
         end if;
     end if;
     return query
