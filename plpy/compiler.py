@@ -55,6 +55,7 @@ TEMPLATE = parts_of(TEMPLATES)
 
 def with_fragments(text: str) -> str:
     """The text with its fragments, each indented as the place where it is named."""
+
     def fragment(found: Match[str]) -> str:
         lines = with_fragments(TEMPLATE["fragment", found.group(2)]).split("\n")
         return "\n".join(found.group(1) + line if line else line for line in lines)
