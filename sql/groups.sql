@@ -1,7 +1,7 @@
 -- Message groups: FIFO within a group, the header x-pgmq-group. Messages without it are one group.
 
--- The function that reads the groups of a queue with the FIFO index is its own, compiled from queue_groups.sql. It counts
--- only if it belongs to the owner of the table: the name is free while there is no index, and whoever may create
+-- A queue with the FIFO index has a function of its own that reads its groups, compiled from queue_groups.sql. It counts
+-- only if it belongs to the owner of the table: while there is no index the name is free, and any role that may create
 -- functions in the schema could take it.
 create function pgmq._grouped(queue_name text)
 returns text
@@ -46,8 +46,8 @@ comment on function pgmq._grouped(text) is
 there is none.';
 
 -- Without the FIFO index every read looks at the whole table, so what the statements cost to plan does not matter. It
--- gives what the compiled function gives, for the same reasons: see queue_groups.sql. The snapshot is that of the one pass
--- over the table.
+-- gives what the compiled function gives, for the same reasons: see queue_groups.sql. All is found in the snapshot of
+-- the one pass over the table.
 create function pgmq._read_grouped_scanned(queue regclass, seconds integer, quantity integer, mode text)
 returns setof pgmq.message_record
 language plpgsql
@@ -79,8 +79,8 @@ begin
         return;
     end if;
 
-    -- Of each group the messages before the first invisible one, the groups in the order of their heads. A head is locked
-    -- when its group is fetched.
+    -- Of each group the messages before the first invisible one, the groups in the order of their heads. A head is
+    -- locked when its group is fetched.
     open candidates for execute
         $query$
             select g.ids, l.msg_id as head
@@ -134,8 +134,8 @@ begin
             );
         end loop;
         missing := wanted - pg_catalog.cardinality(claimed);
-        -- What follows the heads: a group at a time, or, since all groups have one by now, dealt in turn. The first that
-        -- cannot be locked ends its group.
+        -- What follows the heads: a group at a time, or, since all groups have one by now, dealt in turn. The first
+        -- that cannot be locked ends its group.
         if missing > 0 and pg_catalog.cardinality(follower_ids) > 0 and mode <> 'head' then
             open followers for execute
                 $query$
@@ -210,9 +210,9 @@ end
 $function$;
 comment on function pgmq.read_grouped(text, integer, integer) is
 'Takes up to qty visible messages for vt seconds: from the group with the oldest message first, then from the next.
-Groups (the header x-pgmq-group) come in the order of their oldest messages. A message that is invisible, or that another
-transaction holds, hides all later ones of its group: so messages of a group are handed out in order, to one reader at a
-time. A NULL qty means all. create_fifo_index makes it fast.
+Groups (the header x-pgmq-group) come in the order of their oldest messages. A message that is invisible, or that
+another transaction holds, hides all later ones of its group: so the messages of a group are handed out in order, to one
+reader at a time. A NULL qty means all. create_fifo_index makes it fast.
 Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
 create function pgmq.read_grouped_with_poll(
@@ -246,9 +246,9 @@ end
 $function$;
 comment on function pgmq.read_grouped_rr(text, integer, integer) is
 'Takes up to qty visible messages for vt seconds: one of each group in turn, and returns them in that order.
-Groups (the header x-pgmq-group) come in the order of their oldest messages. A message that is invisible, or that another
-transaction holds, hides all later ones of its group: so messages of a group are handed out in order, to one reader at a
-time. A NULL qty means all. create_fifo_index makes it fast.
+Groups (the header x-pgmq-group) come in the order of their oldest messages. A message that is invisible, or that
+another transaction holds, hides all later ones of its group: so the messages of a group are handed out in order, to one
+reader at a time. A NULL qty means all. create_fifo_index makes it fast.
 Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
 create function pgmq.read_grouped_rr_with_poll(
@@ -282,9 +282,9 @@ end
 $function$;
 comment on function pgmq.read_grouped_head(text, integer, integer) is
 'Takes one message, the oldest, of each of up to qty groups, for vt seconds.
-Groups (the header x-pgmq-group) come in the order of their oldest messages. A message that is invisible, or that another
-transaction holds, hides all later ones of its group: so messages of a group are handed out in order, to one reader at a
-time. A NULL qty means all. create_fifo_index makes it fast.
+Groups (the header x-pgmq-group) come in the order of their oldest messages. A message that is invisible, or that
+another transaction holds, hides all later ones of its group: so the messages of a group are handed out in order, to one
+reader at a time. A NULL qty means all. create_fifo_index makes it fast.
 Errors: 42P01 no such queue, 22004 a NULL vt, 2201W a negative qty. Privileges: SELECT and UPDATE on the queue table.';
 
 create function pgmq.read_grouped_head_with_poll(

@@ -3,22 +3,26 @@
 --
 -- A group gives its messages before the first one that is invisible or that another transaction holds. Why that holds
 -- beside other transactions:
--- - The head is the first of its group in the snapshot in which it was found, and is then locked, if it is visible still.
---   Whoever reads the group has its head first, so one reader at a time has the group, and a head that was taken, hidden or
---   deleted after the snapshot gives nothing.
--- - What follows the head is found in one snapshot, message by message without a gap, and locked in that order, if it is
---   visible still. The first that cannot be locked ends the group, whatever was done to it, committed after the snapshot
---   or not yet: set_vt, a delete, an archive. Where the messages of several groups are dealt in turn, later ones of such
---   a group are locked and not handed out, which keeps nobody from them: their head is held.
+-- - The head is the first of its group in the snapshot in which it was found, and is then locked if it is still
+--   visible. Every grouped read of a group begins with its head, so one reader at a time has the group, and a head that
+--   was taken, hidden or deleted after the snapshot gives nothing.
+-- - What follows the head is found in one snapshot, message by message without a gap, and locked in that order if it is
+--   still visible. The first that cannot be locked ends the group, whatever was done to it (set_vt, delete, archive),
+--   whether that was committed after the snapshot or is not yet. Where the messages of several groups are dealt in
+--   turn, later ones of such a group may be locked and are not handed out; that keeps them from no grouped read, since
+--   their head is held.
 -- - In REPEATABLE READ a message that was changed since the transaction began is a serialization failure, as in any
 --   UPDATE.
 -- - Only a message that commits after the snapshot with an id below those found is not seen: see docs/groups.md.
 
--- Walks the visible messages by id, a chunk at a time. The first of a group is its head unless the index knows one before
--- it. Where much is visible of groups that give nothing, goes from group to group in the index instead.
+-- Walks the visible messages by id, a chunk at a time. The first of a group is its head unless the index knows one
+-- before it. Where much is visible of groups that give nothing, goes from group to group in the index instead.
 -- @fragment group_candidates
 if walked = 0 then
-    select pg_catalog.array_agg(d.msg_id), pg_catalog.array_agg(d.message_group), pg_catalog.array_agg(d.row_id), count(*) = 1000
+    select pg_catalog.array_agg(d.msg_id),
+        pg_catalog.array_agg(d.message_group),
+        pg_catalog.array_agg(d.row_id),
+        count(*) = 1000
     into due_ids, due_groups, due_rows, is_dense
     from (
         select d.msg_id, @group:d@ as message_group, d.@row_id@ as row_id
@@ -123,9 +127,9 @@ left join lateral (
     for update skip locked
 ) as l on true
 
--- "mode" says what is taken besides the heads, for which groups are locked in the order of their heads until there are
--- "wanted" messages: with "fill" what follows in the group, before the next group; with "deal" the second messages of all,
--- then the third ones, and so on; with "head" nothing.
+-- "mode" says what is taken besides the heads, which are locked in their order until there are "wanted" messages: with
+-- "fill" what follows in the group, before the next group; with "deal" the second messages of all groups, then the third
+-- ones, and so on; with "head" nothing.
 -- @section fifo_functions
 create or replace function @function:grouped@(seconds integer, quantity integer, mode text)
 @fragment:returns_messages@
