@@ -1,8 +1,8 @@
 -- Message groups: FIFO within a group, the header x-pgmq-group. Messages without it are one group.
 
--- A queue with the FIFO index has a function of its own that reads its groups, compiled from queue_groups.sql. It counts
--- only if it belongs to the owner of the table: while there is no index the name is free, and any role that may create
--- functions in the schema could take it.
+-- A queue with the FIFO index has a function of its own that reads its groups, compiled from queue_groups.sql. It
+-- counts only if it belongs to the owner of the table: while there is no index the name is free, and any role that may
+-- create functions in the schema could take it.
 create function pgmq._grouped(queue_name text)
 returns text
 stable

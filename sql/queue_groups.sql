@@ -128,8 +128,8 @@ left join lateral (
 ) as l on true
 
 -- "mode" says what is taken besides the heads, which are locked in their order until there are "wanted" messages: with
--- "fill" what follows in the group, before the next group; with "deal" the second messages of all groups, then the third
--- ones, and so on; with "head" nothing.
+-- "fill" what follows in the group, before the next group; with "deal" the second messages of all groups, then the
+-- third ones, and so on; with "head" nothing.
 -- @section fifo_functions
 create or replace function @function:grouped@(seconds integer, quantity integer, mode text)
 @fragment:returns_messages@
