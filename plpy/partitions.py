@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Tuple
 import plpy
 
 from compiler import Queue, statements
-from interface import Error, ident, literal, number, rows, run, shown, sql
+from interface import Error, ident, literal, number, pinned_path, rows, run, shown, sql
 from partman import (
     LONGEST,
     Parted,
@@ -27,7 +27,9 @@ from queues import BUILDER, check_columns, check_names, create_queue, find
     "create_partitioned(queue_name text, partition_interval text default '10000', "
     "retention_interval text default '100000', premake integer default 4) returns void",
     BUILDER,
+    pinned=False,
 )
+@pinned_path()
 def create_partitioned(
     queue_name: str, partition_interval: Optional[str], retention_interval: Optional[str], premake: Optional[int]
 ) -> None:
@@ -50,6 +52,7 @@ def create_partitioned(
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("premake", premake)
     queue = found.queue
+    check_names(found)
     for name, kind in ((queue.queue_table, found.kind), (queue.archive_table, found.archive_kind)):
         if kind == "r":
             raise Error(
@@ -79,8 +82,10 @@ def create_partitioned(
 
 @sql(
     "convert_archive_partitioned(table_name text, partition_interval text default '10000', "
-    "retention_interval text default '100000', leading_partition integer default 10) returns void"
+    "retention_interval text default '100000', leading_partition integer default 10) returns void",
+    pinned=False,
 )
+@pinned_path()
 def convert_archive_partitioned(
     table_name: str,
     partition_interval: Optional[str],

@@ -91,7 +91,9 @@ def sql_functions(key: str) -> str:
                 continue
             for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "sql":
-                    parts.append(sql_function(key, node, [text_of(a, constants) for a in decorator.args]))
+                    parts.append(
+                        sql_function(key, node, [text_of(a, constants) for a in decorator.args], not decorator.keywords)
+                    )
     return "\n".join(parts)
 
 
@@ -100,7 +102,7 @@ def text_of(argument: ast.expr, constants: dict[str, str]) -> str:
     return constants[argument.id] if isinstance(argument, ast.Name) else str(ast.literal_eval(argument))
 
 
-def sql_function(key: str, node: ast.FunctionDef, decoration: list[str]) -> str:
+def sql_function(key: str, node: ast.FunctionDef, decoration: list[str], is_pinned: bool) -> str:
     signature, clauses = [*decoration, ""][:2]
     head, _, result = signature.partition(") ")
     head += ")"
@@ -117,7 +119,8 @@ return GD[{key!r}][{node.name!r}]({arguments})
     # What names a function in COMMENT is its name and the types of its arguments, without defaults.
     named = re.sub(r" default [^,)]+", "", head)
     return (
-        f"create function pgmq.{head}\n{result}\nlanguage plpython3u\nset search_path = pg_catalog, pg_temp\n"
+        f"create function pgmq.{head}\n{result}\nlanguage plpython3u\n"
+        + ("set search_path = pg_catalog, pg_temp\n" if is_pinned else "")
         + (f"{clauses}\n" if clauses else "")
         + f"as {dollar_quoted('python', body)};\ncomment on function pgmq.{named} is\n'{comment}';\n"
     )

@@ -287,7 +287,7 @@ language plpgsql
 as $function$
 begin
     if to_regclass('pgmq.'::text || quote_ident(lower('q_'::text || queue_name))) is not null
-        or pgmq._table_exists(pgmq.format_table_name(queue_name, 'q'::text))
+        or pgmq._table_exists(pgmq._identifier('q_'::text || queue_name, 63))
     then
         return false;
     end if;

@@ -415,17 +415,6 @@ def test_an_overload_is_not_run_by_the_functions_of_the_extension(
     assert traced(db) == set()
 
 
-def test_an_overload_of_what_loads_python_stops_nobody(
-    database: Database, db: psycopg.Connection, b: str, name: str
-) -> None:
-    """Called without arguments, two functions would be as good as each other."""
-    database.connect(b).execute(f"create function pgmq._load(integer default 1) returns void language sql as '{NOTES}'")
-    fresh = database.connect()
-    call(fresh, "create", name)
-    assert call(fresh, "drop_queue", name) == [(True,)]
-    assert traced(db) == set()
-
-
 def test_an_overload_of_a_queue_s_function_stops_no_message(
     database: Database, db: psycopg.Connection, b: str, name: str
 ) -> None:

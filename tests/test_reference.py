@@ -246,8 +246,39 @@ class Messages(Machine):
 class Groups(Machine):
     forms = st.sampled_from(["read_grouped", "read_grouped_rr", "read_grouped_head"])
 
+    def show_what_hides_others(self, name: str, form: str) -> None:
+        """Makes visible in both what is invisible behind a visible head: the reference reads past it, ours does not.
+
+        Where only heads are read that makes no difference.
+        """
+        if form != "read_grouped_head":
+            table = f"pgmq.{_quoted(f'q_{name}'.lower())}".replace("%", "%%")
+            self.pair.same_messages(
+                f"""
+                select {MESSAGE}
+                from pgmq.set_vt(
+                    %s,
+                    array(
+                        select m.msg_id
+                        from (
+                            select msg_id,
+                                vt > clock_timestamp() as is_hidden,
+                                first_value(vt) over (partition by headers ->> 'x-pgmq-group' order by msg_id)
+                                    <= clock_timestamp() as has_visible_head
+                            from {table}
+                        ) as m
+                        where m.is_hidden
+                            and m.has_visible_head
+                    ),
+                    0
+                )
+                """,
+                name,
+            )
+
     @rule(name=names, form=forms, vt=timeouts, qty=quantities)
     def read_grouped(self, name: str, form: str, vt: int, qty: int) -> None:
+        self.show_what_hides_others(self.pick(name), form)
         statement = f"select {MESSAGE} from pgmq.{form}(%s, %s, %s)"
         # Round-robin promises the order in which it deals.
         same = self.pair.same if form == "read_grouped_rr" else self.pair.same_messages
@@ -261,6 +292,7 @@ class Groups(Machine):
             self.pick(name),
             str(group),
         )
+        self.show_what_hides_others(self.pick(name), form)
         statement = f"select {MESSAGE} from pgmq.{form}_with_poll(%s, %s, %s, 5, 100)"
         # Round-robin promises the order in which it deals.
         same = self.pair.same if form == "read_grouped_rr" else self.pair.same_messages
@@ -566,6 +598,18 @@ def test_what_differs_on_purpose(pair: Pair, statement: str, reference: Any, our
     for connection, expected in ((pair.reference, reference), (pair.ours, ours)):
         connection.execute(SETTING)
         assert last_of(connection, statement) == expected
+
+
+def test_an_invisible_message_hides_the_later_ones_of_its_group_here(pair: Pair) -> None:
+    for connection in (pair.reference, pair.ours):
+        connection.execute("select pgmq.create('q')")
+        connection.execute("select pgmq.send_batch('q', array['1', '2', '3']::jsonb[])")
+        connection.execute("select pgmq.set_vt('q', 2, 1000)")
+    for form in ("read_grouped", "read_grouped_rr"):
+        pair_of_results = [
+            outcome(c, f"select msg_id from pgmq.{form}('q', 0, 9)") for c in (pair.reference, pair.ours)
+        ]
+        assert pair_of_results == [[(1,), (3,)], [(1,)]]
 
 
 def test_names_that_differ_only_in_case_are_one_queue_here(pair: Pair) -> None:
