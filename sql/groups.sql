@@ -30,7 +30,7 @@ begin
         if is_compiled and strpos(queue_name, '$') = 0 then
             return 'pgmq.' || quote_ident(stem || '$grouped') || '(';
         end if;
-        queue_table := pgmq.format_table_name(queue_name, 'q');
+        queue_table := pgmq._sought_table(queue_name);
         stem := pgmq._stem(queue_name);
     end loop;
     if queue is null then
