@@ -163,10 +163,11 @@ begin
             into result;
             execute replace(candidate.statements, '@result@', result);
         exception
-            -- Not a call of pg_catalog's, the same once more, or what cannot be a function's.
+            -- Not a call of pg_catalog's or none of NULLs, the same once more, or what cannot be a function's.
             when undefined_function or ambiguous_function or duplicate_function or indeterminate_datatype
                 or datatype_mismatch or invalid_text_representation or undefined_object or feature_not_supported
                 or wrong_object_type or syntax_error or invalid_function_definition or undefined_parameter
+                or null_value_not_allowed
             then null;
         end;
     end loop;
