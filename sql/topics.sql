@@ -8,19 +8,21 @@ immutable
 language plpgsql
 as $function$
 declare
+    -- The collation of the argument may be one that cannot be searched.
+    checked constant text collate "C" := value;
     problem text;
 begin
     problem := case
-        when coalesce(value, '') = '' then 'cannot be NULL or empty'
+        when coalesce(checked, '') = '' then 'cannot be NULL or empty'
         when length(value) > 255
             then pg_catalog.format('length cannot exceed 255 characters, got %s characters', length(value))
         when value collate "C" ~ refused then 'contains invalid characters'
-        when starts_with(value, '.') then 'cannot start with a dot'
-        when right(value, 1) = '.' then 'cannot end with a dot'
-        when strpos(value, '..') > 0 then 'cannot contain consecutive dots'
-        when strpos(value, '**') > 0 then 'cannot contain consecutive stars (**)'
-        when strpos(value, '##') > 0 then 'cannot contain consecutive hashes (##)'
-        when strpos(value, '*#') > 0 or strpos(value, '#*') > 0 then 'cannot contain adjacent wildcards (*# or #*)'
+        when starts_with(checked, '.') then 'cannot start with a dot'
+        when right(checked, 1) = '.' then 'cannot end with a dot'
+        when strpos(checked, '..') > 0 then 'cannot contain consecutive dots'
+        when strpos(checked, '**') > 0 then 'cannot contain consecutive stars (**)'
+        when strpos(checked, '##') > 0 then 'cannot contain consecutive hashes (##)'
+        when strpos(checked, '*#') > 0 or strpos(checked, '#*') > 0 then 'cannot contain adjacent wildcards (*# or #*)'
     end;
     if length(value) between 1 and 255 then
         problem := problem || '. Got: '::text || value;

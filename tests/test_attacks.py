@@ -332,8 +332,9 @@ def test_a_span_of_more_than_100_characters_is_refused(
     """Before anything is made of it, the message included."""
     if form == "convert_archive_partitioned":
         call(db, "create", name)
+    error = errors.RaiseException if argument == "partition_interval" else errors.InvalidParameterValue
     for text in LONG:
-        with pytest.raises(errors.InvalidParameterValue) as refused:
+        with pytest.raises(error) as refused:
             call(db, form, name, *([text, "1000"] if argument == "partition_interval" else ["10", text]))
         message = refused.value.diag.message_primary
         assert message.startswith(f"pgmq: {argument} ")
@@ -634,7 +635,7 @@ def test_the_list_of_queues_takes_no_name_that_no_queue_can_have(
     session = database.connect(b)
     with (
         session.transaction(force_rollback=True),
-        pytest.raises((errors.CheckViolation, errors.InvalidName, errors.NameTooLong, errors.RaiseException)),
+        pytest.raises((errors.CheckViolation, errors.RaiseException)),
     ):
         session.execute("insert into pgmq.meta values (%s, false, false)", [text])
 

@@ -617,8 +617,8 @@ REFUSALS = {
     ),
     "a pattern that is none": (
         "insert into pgmq.topic_bindings (pattern, queue_name) values ('a..b', 'plain')",
-        errors.InvalidParameterValue,
-        "must not contain two dots together",
+        errors.RaiseException,
+        "cannot contain consecutive dots",
     ),
 }
 
