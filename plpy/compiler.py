@@ -18,11 +18,17 @@ TEMPLATES = "\n".join(
 # takes them in another could wait for a reader that waits for it.
 HINTS = ("sweep", "head", "due")
 
+# Sequences can be unlogged since PostgreSQL 15. Before these minor versions one that a standby has seen being created,
+# and no restartpoint since, is broken when the standby is promoted ("bad magic number in sequence"): so would be every
+# read and, with notifications, every send.
+SOUND = {15: 150020, 16: 160016, 17: 170012, 18: 180006}
+
 # What "-- @each" can name.
 LISTS = {"hints": HINTS, "notify_memory": ("notified", "notifier")}
 
 # A group as a number: small in the index, whatever the header's length. Messages without the header share the group 0;
 # should two groups ever have one number, they are read as one.
+# It stands in sql/groups.sql, too. The types are exact: the index must not depend on the search_path.
 GROUP = "coalesce(hashtextextended(%sheaders ->> 'x-pgmq-group'::text, 0::bigint), 0::bigint)"
 
 
@@ -54,7 +60,8 @@ class Queue(NamedTuple):
             "partitioned": self.is_partitioned,
             "indexed": self.has_fifo_index,
             "new": self.is_new,
-            "unlogged_sequences": self.server_version >= 150000,
+            "sequence_persistence": self.server_version >= 150000,
+            "unlogged_sequences": self.server_version >= SOUND.get(self.server_version // 10000, 190000),
         }
 
 
@@ -160,11 +167,10 @@ def statements(queue: Queue, parts: Iterable[str], more: Optional[Mapping[str, s
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)
 
 
-def signatures(part: str, queue: Queue) -> List[Tuple[str, str]]:
-    """The functions that a section makes: the verb and the function, qualified and quoted, with its types."""
-    found = re.findall(
-        r"^create or replace function @function:(\w+)@\((.*?)\)\n", section(part, queue.flags), re.M | re.S
-    )
+def signatures(parts: Iterable[str], queue: Queue) -> List[Tuple[str, str]]:
+    """The functions that these parts make: the verb and the function, qualified and quoted, with its types."""
+    text = "\n".join(section(part, queue.flags) for part in parts)
+    found = re.findall(r"^create or replace function @function:(\w+)@\((.*?)\)\n", text, re.M | re.S)
     return [
         (
             verb,

@@ -1,7 +1,8 @@
 """What every module shares: how a function says its SQL, asks the server, and how an error reaches the client."""
 
+import contextlib
 import re
-from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, TypeVar
 
 import plpy
 
@@ -26,12 +27,13 @@ Error.__qualname__ = Error.__name__ = "pgmq"
 FUNCTIONS: Dict[str, Callable[..., Any]] = {}
 
 
-def sql(signature: str, clauses: str = "") -> Callable[[Function], Function]:
+def sql(signature: str, clauses: str = "", pinned: bool = True) -> Callable[[Function], Function]:
     """Make a function an SQL function of the extension.
 
     `signature` is what follows CREATE FUNCTION pgmq., `clauses` what stands beside LANGUAGE; both are read by
-    sql/build.py, which takes the docstring for the comment. Errors of the statements that the function runs
-    keep their SQLSTATE and read like its own.
+    sql/build.py, which takes the docstring for the comment. Whatever the caller's search_path is, names are looked up
+    in pg_catalog alone; a function that is not pinned sees to it itself, with pinned_path. Errors of the statements
+    that the function runs keep their SQLSTATE and read like its own.
     """
 
     def register(function: Function) -> Function:
@@ -89,3 +91,15 @@ def number(query: str) -> Optional[int]:
     """The one number that a query without parameters gives, in any encoding."""
     value = rows("select pgmq._number($1) as value", ["text"], [query])[0]["value"]
     return None if value is None else int(value)
+
+
+@contextlib.contextmanager
+def pinned_path() -> Iterator[None]:
+    """Look names up in pg_catalog alone, and leave the caller's search_path as it was whatever is called meanwhile.
+
+    pg_partman sets the path for the session, which outlives the SET clause of a function.
+    """
+    path = rows("select pg_catalog.current_setting('search_path'::text) as path")[0]["path"]
+    rows("select pg_catalog.set_config('search_path'::text, 'pg_catalog, pg_temp'::text, true)")
+    yield
+    rows("select pg_catalog.set_config('search_path'::text, $1, false)", ["text"], [path])

@@ -24,10 +24,12 @@ def find_listed(queue_name: str) -> Optional[Listed]:
     return Listed(found, name) if name is not None and found.kind in TABLE_KINDS else None
 
 
-def queue_that_exists(queue_name: str) -> Listed:
+def queue_that_exists(queue_name: Optional[str]) -> Listed:
+    if queue_name is None:
+        raise Error("queue NULL does not exist", sqlstate="P0001")
     listed = find_listed(queue_name)
     if listed is None:
-        raise no_such_queue(queue_name)
+        raise no_such_queue(queue_name, sqlstate="P0001")
     check_names(listed.found)
     return listed
 
@@ -37,9 +39,9 @@ def check_throttle(throttle_interval_ms: Optional[int]) -> None:
         raise Error("throttle_interval_ms must not be NULL", sqlstate="22004")
     if throttle_interval_ms < 0:
         raise Error(
-            "throttle_interval_ms must not be negative, got: %d" % throttle_interval_ms,
-            sqlstate="22023",
-            hint="It is in milliseconds, 0 to notify of every insert.",
+            "throttle_interval_ms must be non-negative, got: %d" % throttle_interval_ms,
+            sqlstate="P0001",
+            hint="It is in milliseconds; 0 means that every insert notifies.",
         )
 
 
@@ -112,8 +114,8 @@ def enable_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
     throttle_interval_ms milliseconds before, 0 for always; docs/notifications.md says what a listener can rely on. The
     name of a channel has at most 63 bytes, so that of a long queue name is cut there, as LISTEN does by itself.
     Where it is on already, the throttle is changed. It waits for transactions that have sent to the queue.
-    Errors: 42P01 no such queue, 22004 NULL, 22023 a negative throttle. Privileges: owner of the queue table, CREATE on
-    schema pgmq, SELECT on pgmq.meta, SELECT, INSERT and UPDATE on pgmq.notify_insert_throttle.
+    Errors: P0001 no such queue or a negative throttle, 22004 a NULL throttle. Privileges: owner of the queue table,
+    CREATE on schema pgmq, SELECT on pgmq.meta, SELECT, INSERT and UPDATE on pgmq.notify_insert_throttle.
     """
     check_throttle(throttle_interval_ms)
     found = queue_that_exists(queue_name)
@@ -136,7 +138,7 @@ def enable_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
 def update_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
     """Changes the throttle of a queue that notifies of inserts, in milliseconds, and starts it afresh.
 
-    Errors: 42P01 no such queue, 55000 a queue that does not notify, 22004 NULL, 22023 a negative throttle.
+    Errors: P0001 no such queue, a queue that does not notify or a negative throttle, 22004 a NULL throttle.
     Privileges: as enable_notify_insert.
     """
     check_throttle(throttle_interval_ms)
@@ -147,8 +149,8 @@ def update_notify_insert(queue_name: str, throttle_interval_ms: int) -> None:
         [found.name, throttle_interval_ms],
     ):
         raise Error(
-            "queue %s does not notify of inserts" % shown(found.name),
-            sqlstate="55000",
+            "notifications are not enabled for queue %s: it does not have notify_insert enabled" % shown(found.name),
+            sqlstate="P0001",
             hint="Enable it first: select pgmq.enable_notify_insert(%s);" % literal(found.name),
         )
     make(found.queue, found.name, ["notify"], throttle_interval_ms)
@@ -165,7 +167,7 @@ def disable_notify_insert(queue_name: str) -> None:
     if found is None:
         return
     rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
-    own = "pgmq." + ident(found.queue.stem + "$%s")
+    own = "pgmq." + ident(found.queue.stem.replace("%", "%%") + "$%s")
     run(
         drop_other_triggers(found.queue)
         + "drop trigger if exists notify_insert on %s;\n" % table_of(found.queue)

@@ -5,7 +5,7 @@ from typing import Dict, List, Optional, Tuple
 import plpy
 
 from compiler import Queue, statements
-from interface import Error, ident, literal, number, rows, run, shown, sql
+from interface import Error, ident, literal, number, pinned_path, rows, run, shown, sql
 from partman import (
     LONGEST,
     Parted,
@@ -27,7 +27,9 @@ from queues import BUILDER, check_columns, check_names, create_queue, find
     "create_partitioned(queue_name text, partition_interval text default '10000', "
     "retention_interval text default '100000', premake integer default 4) returns void",
     BUILDER,
+    pinned=False,
 )
+@pinned_path()
 def create_partitioned(
     queue_name: str, partition_interval: Optional[str], retention_interval: Optional[str], premake: Optional[int]
 ) -> None:
@@ -38,22 +40,24 @@ def create_partitioned(
     is kept: pg_partman's maintenance drops a partition that is wholly older, WITH ITS MESSAGES, read or not. premake is
     how many partitions are made ahead. Nothing happens by itself: let run_maintenance of pg_partman run regularly.
     Creating a partitioned queue that exists is no error and changes nothing.
-    Errors: as create; 0A000 without pg_partman, 22023 an interval or premake that makes no sense, 22004 for NULL,
-    42P07 a queue of that name without partitions, or where the name of a partition is taken; 42501 for a superuser
-    where pg_partman belongs to a role that is none.
+    Errors: as create; P0001 without pg_partman, for a partition_interval or premake that makes no sense, or where
+    there is a queue of that name without partitions; 22023 a retention_interval that makes no sense or is of another
+    kind, 22004 for NULL, 42P07 where the name of a partition is taken; 42501 for a superuser where pg_partman belongs
+    to a role that is none.
     Privileges: as create, and on pg_partman: USAGE on its schema, SELECT, INSERT and UPDATE on its part_config and
     part_config_sub, EXECUTE on its functions; DELETE where part_config still has rows of a table that was dropped.
     """
+    partman = required_partman()
     found = find(queue_name)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("premake", premake)
-    partman = required_partman()
     queue = found.queue
+    check_names(found)
     for name, kind in ((queue.queue_table, found.kind), (queue.archive_table, found.archive_kind)):
         if kind == "r":
             raise Error(
                 "table pgmq.%s exists and is not partitioned" % shown(name),
-                sqlstate="42P07",
+                sqlstate="P0001",
                 hint="Choose another name, or drop the queue first.",
             )
     tables = [
@@ -78,8 +82,10 @@ def create_partitioned(
 
 @sql(
     "convert_archive_partitioned(table_name text, partition_interval text default '10000', "
-    "retention_interval text default '100000', leading_partition integer default 10) returns void"
+    "retention_interval text default '100000', leading_partition integer default 10) returns void",
+    pinned=False,
 )
+@pinned_path()
 def convert_archive_partitioned(
     table_name: str,
     partition_interval: Optional[str],
@@ -91,7 +97,7 @@ def convert_archive_partitioned(
     table_name is the name of the queue; intervals as in create_partitioned, by msg_id or by archived_at.
     leading_partition is how many partitions are made ahead. The new archive has the owner and the grants of the old.
     Only a notice where the archive is partitioned already, or where there is none.
-    Errors: as create_partitioned; 42P07 where pgmq.a_<queue>_old is taken.
+    Errors: as create_partitioned; 22023 a leading_partition below 1, 42P07 where pgmq.a_<queue>_old is taken.
     Privileges: owner of the archive, CREATE on schema pgmq, and those of create_partitioned on pg_partman.
     """
     found = find(table_name)
@@ -102,10 +108,10 @@ def convert_archive_partitioned(
     if found.archive_kind == "p":
         plpy.notice("pgmq archive table %s is already partitioned" % shown(archive))
         return
+    partman = required_partman()
     check_columns(found)
     spans = checked_spans(partition_interval, retention_interval)
     premake = checked_premake("leading_partition", leading_partition)
-    partman = required_partman()
     table = parted(partman, archive, found.queue.stem + "$a_template", spans[0], is_new=True)
     renamed = names_set_aside(found.queue)
     check_names(found, [*names_of([table]), *(new_name for _, new_name in renamed)])

@@ -65,8 +65,8 @@ def required_partman() -> Partman:
     partman = installed_partman()
     if partman is None:
         raise Error(
-            "pg_partman is required for partitions",
-            sqlstate="0A000",
+            "pg_partman is required for partitioned queues",
+            sqlstate="P0001",
             hint="Install pg_partman 4.7 or 5: create schema partman; create extension pg_partman schema partman;",
         )
     if partman.major < 4:
@@ -144,8 +144,8 @@ def checked_premake(argument: str, premake: Optional[int]) -> int:
         raise Error("%s must not be NULL" % argument, sqlstate="22004")
     if premake < 1:
         raise Error(
-            "%s must be at least 1, not %d" % (argument, premake),
-            sqlstate="22023",
+            "%s must be at least 1, got %d" % (argument, premake),
+            sqlstate="P0001" if argument == "premake" else "22023",
             hint="It is the number of partitions that are made ahead of the newest message.",
         )
     return premake
@@ -153,13 +153,15 @@ def checked_premake(argument: str, premake: Optional[int]) -> int:
 
 def checked_span(argument: str, text: Optional[str], least: int) -> Span:
     """What the text means: at least so many messages, or so many seconds."""
+    # pg_partman refuses bad intervals with P0001, and takes any retention.
+    sqlstate = "P0001" if argument == "partition_interval" else "22023"
     if text is None:
         raise Error("%s must not be NULL" % argument, sqlstate="22004")
     # Before anything is done with it.
     if len(text) > LONGEST_SPAN:
         raise Error(
             "%s is too long" % argument,
-            sqlstate="22023",
+            sqlstate,
             detail="It has %d characters; the limit is %d." % (len(text), LONGEST_SPAN),
             hint=SPAN_HINT,
         )
@@ -177,7 +179,7 @@ def checked_span(argument: str, text: Optional[str], least: int) -> Span:
         except plpy.SPIError:
             raise Error(
                 "%s is neither a number of messages nor a length of time: %s" % (argument, literal(text)),
-                sqlstate="22023",
+                sqlstate,
                 hint=SPAN_HINT,
             ) from None
     else:
@@ -186,7 +188,7 @@ def checked_span(argument: str, text: Optional[str], least: int) -> Span:
     if not fits:
         raise Error(
             "%s is out of range: %s" % (argument, literal(text)),
-            sqlstate="22023",
+            sqlstate,
             hint="The least is %s." % ("%d seconds" % least if is_time else "%d messages" % least),
         )
     return Span(text, is_time)

@@ -94,16 +94,17 @@ def find(queue_name: str) -> Found:
 
 def find_existing(queue_name: str) -> Found:
     """Look a queue up that must be there."""
+    rows("select pgmq._sought_table($1)", ["text"], [queue_name])
     found = find(queue_name)
     if found.kind not in TABLE_KINDS:
         raise no_such_queue(queue_name)
     return found
 
 
-def no_such_queue(queue_name: str) -> Error:
+def no_such_queue(queue_name: str, sqlstate: str = "42P01") -> Error:
     return Error(
         "queue %s does not exist" % shown(queue_name),
-        sqlstate="42P01",
+        sqlstate,
         hint="Create it first: select pgmq.create(%s);" % literal(queue_name),
     )
 
@@ -242,12 +243,12 @@ def build(found: Found, queue_name: str) -> None:
             hint="Make it an identity column.",
         )
     queue = queue._replace(identity=identity)
-    parts = ["indexes", "hints", "privileges", "functions"]
+    parts = ["indexes", "hints", "privileges", *function_parts(queue)]
     if queue.is_partitioned or not queue.is_new:
         parts.append("settings")
     if queue.has_fifo_index:
         parts.append("fifo")
-    run(statements(queue, parts) + describe_functions(queue, queue_name, "functions", found.current_user))
+    run(statements(queue, parts) + describe_functions(queue, queue_name, found.current_user))
     for hook in BUILD_HOOKS:
         hook(queue, queue_name)
     rows("select pgmq._dispatch()")
@@ -279,13 +280,18 @@ def own_functions(queue: Queue, but: Sequence[str] = ()) -> List[str]:
     ]
 
 
-def describe_functions(queue: Queue, queue_name: str, section: str, current_user: str) -> str:
-    """The SQL that gives the functions of a section to the owner of the queue, and comments on them.
+def function_parts(queue: Queue) -> List[str]:
+    """The sections with the functions of a queue."""
+    return ["functions", "fifo_functions"] if queue.has_fifo_index else ["functions"]
+
+
+def describe_functions(queue: Queue, queue_name: str, current_user: str) -> str:
+    """The SQL that gives the functions of a queue to its owner, and comments on them.
 
     What they may do the table decides, so everybody may call them. They belong to the owner of the table, whoever
     compiles.
     """
-    made = signatures(section, queue)
+    made = signatures(function_parts(queue), queue)
     comment = "Internal: %s of queue %s. Call the functions of pgmq."
     text = "".join(
         "comment on function %s is %s;\n" % (function, literal(comment % (verb, shown(queue_name))))
@@ -345,9 +351,9 @@ def create(queue_name: str) -> None:
 
     Creating a queue that exists is no error and changes nothing. Names that differ only in case are one queue, and
     pgmq.meta keeps the first spelling.
-    Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused, 42P07 a name that something else has,
-    42501 a name that another role has something under, 55P03 another session has held the queue's lock for a minute, or
-    for lock_timeout. Privileges: USAGE and CREATE on schema pgmq, SELECT and INSERT on pgmq.meta.
+    Errors: as validate_queue_name; 42P07 a name that something else has, 42501 a name that another role has something
+    under, 55P03 another session has held the queue's lock for a minute, or for lock_timeout.
+    Privileges: USAGE and CREATE on schema pgmq, SELECT and INSERT on pgmq.meta.
     """
     create_table_queue(queue_name, is_unlogged=False)
 
@@ -379,7 +385,7 @@ def compile_queue(queue_name: str) -> None:
     found = find_existing(queue_name)
     check_names(found)
     check_columns(found)
-    made = [function for _, function in signatures("functions", found.queue)]
+    made = [function for _, function in signatures(function_parts(found.queue), found.queue)]
     stale = own_functions(found.queue, [*made, "pgmq.%s()" % ident(found.queue.stem + "$notify")])
     run("".join("drop routine %s;\n" % function for function in stale))
     build(found, queue_name)
@@ -417,12 +423,15 @@ def create_fifo_indexes_all() -> None:
 def purge_queue(queue_name: str) -> int:
     """Removes all messages of a queue, visible or not, and returns how many there were. The archive stays.
 
-    With the privilege to truncate the table it does so, and waits for whoever uses the queue; else it deletes.
+    With the privilege to truncate the table it does so, and waits for whoever uses the queue; else, and under row
+    security, it deletes what the caller sees.
     Errors: 42P01 no such queue, 55P03 as create. Privileges: DELETE, or SELECT and TRUNCATE, on the queue table.
     """
     found = find_existing(queue_name)
     table = "pgmq." + ident(found.queue.queue_table)
-    if rows("select has_table_privilege($1, 'TRUNCATE') as allowed", ["text"], [table])[0]["allowed"]:
+    # Truncating asks no policy.
+    may_truncate = "has_table_privilege($1, 'TRUNCATE') and not row_security_active($1)"
+    if rows("select %s as allowed" % may_truncate, ["text"], [table])[0]["allowed"]:
         # Locked first: what is counted is what is removed.
         run("lock table %s in access exclusive mode" % table)
         count = number("select count(*) from " + table)
@@ -438,7 +447,7 @@ def drop_queue(queue_name: str) -> bool:
 
     Returns true, or false with a notice where there is no such queue. It waits for transactions that use the queue, and
     may wait for one that creates or drops another, for a minute at most, or for lock_timeout.
-    Errors: 22004, 42602 and 42622 for a text that is no queue name, 55P03 where it has waited in vain.
+    Errors: as validate_queue_name; 55P03 where it has waited in vain.
     Privileges: owner of the queue's tables, SELECT and DELETE on pgmq.meta; for a partitioned one also SELECT and
     DELETE on part_config of pg_partman.
     """

@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterable, List, Optional, Set
 
 import plpy
 
-from interface import sql
+from interface import Error, sql
 
 
 class Node:
@@ -127,8 +127,10 @@ VERSION = """
 
 
 def matching(key: str) -> List[Node]:
-    # What is longer is no routing key, and would take memory that the server does not count.
-    return bindings().matching(key) if len(key) <= 255 else []
+    """The ends of the patterns that match. What is longer than a routing key would take memory that nobody counts."""
+    if len(key) > 255:
+        raise Error("a routing key has at most 255 characters", sqlstate="22023")
+    return bindings().matching(key)
 
 
 def bindings() -> Node:

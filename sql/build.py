@@ -21,9 +21,12 @@ SCRIPTS = ("schema", "references", "names", "hints", "queues", "messages", "grou
 
 HEADER = {
     "takeover": '\\echo Use "alter extension pgmq update" to load this file. \\quit\n',
-    "extension": '\\echo Use "create extension pgmq cascade" to load this file. \\quit\n',
+    "extension": """\\echo Use "create extension pgmq cascade" to load this file. \\quit
+set local search_path = pg_catalog, pg_temp;
+""",
     "psql": """\\set ON_ERROR_STOP on
 begin;
+set local search_path = pg_catalog, pg_temp;
 do $do$
 begin
     if to_regclass('pgmq.meta') is not null then
@@ -88,7 +91,9 @@ def sql_functions(key: str) -> str:
                 continue
             for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "sql":
-                    parts.append(sql_function(key, node, [text_of(a, constants) for a in decorator.args]))
+                    parts.append(
+                        sql_function(key, node, [text_of(a, constants) for a in decorator.args], not decorator.keywords)
+                    )
     return "\n".join(parts)
 
 
@@ -97,7 +102,7 @@ def text_of(argument: ast.expr, constants: dict[str, str]) -> str:
     return constants[argument.id] if isinstance(argument, ast.Name) else str(ast.literal_eval(argument))
 
 
-def sql_function(key: str, node: ast.FunctionDef, decoration: list[str]) -> str:
+def sql_function(key: str, node: ast.FunctionDef, decoration: list[str], is_pinned: bool) -> str:
     signature, clauses = [*decoration, ""][:2]
     head, _, result = signature.partition(") ")
     head += ")"
@@ -114,7 +119,8 @@ return GD[{key!r}][{node.name!r}]({arguments})
     # What names a function in COMMENT is its name and the types of its arguments, without defaults.
     named = re.sub(r" default [^,)]+", "", head)
     return (
-        f"create function pgmq.{head}\n{result}\nlanguage plpython3u\nset search_path = pg_catalog, pg_temp\n"
+        f"create function pgmq.{head}\n{result}\nlanguage plpython3u\n"
+        + ("set search_path = pg_catalog, pg_temp\n" if is_pinned else "")
         + (f"{clauses}\n" if clauses else "")
         + f"as {dollar_quoted('python', body)};\ncomment on function pgmq.{named} is\n'{comment}';\n"
     )
@@ -139,8 +145,9 @@ def signatures(script: str) -> list[str]:
     listed = []
     for name, arguments, result in found:
         named = " ".join(re.sub(r" default [^,\n]+", "", arguments).split())
-        text = f"{name}({named}) {result}, {arguments.count(' default ')}".lower()
-        listed.append(text.replace("timestamptz", "timestamp with time zone").replace("table (", "table("))
+        result = re.sub(r"^setof ", "SETOF ", re.sub(r"^table ?\(", "TABLE(", result))
+        text = f"{name}({named}) {result}, {arguments.count(' default ')}"
+        listed.append(text.replace("timestamptz", "timestamp with time zone"))
     return listed
 
 
@@ -149,11 +156,17 @@ def tables_where_missing(schema: str) -> str:
     parts = []
     for paragraph in re.split(r"\n\n(?=create (?:type|table) )", schema):
         statements = re.findall(r"^[a-z].*?;$", paragraph, re.M | re.S)
+        statements = [s for s in statements if not s.startswith("grant usage on schema")]
         made = re.match(r"create (?:type|table) (pgmq\.\w+)", statements[0]) if statements else None
         if made is None:
             continue
-        always = [s for s in statements if s.startswith(("alter ", "comment ", "create index ", "select "))]
-        once = "\n".join(s for s in statements if s not in always and not s.startswith("grant usage on schema"))
+        if made.group(1) in ("pgmq.topic_version", "pgmq.dispatch_lock"):
+            # The reference has none: one that is there is not ours, and stops the script.
+            parts.append("\n".join(statements))
+            continue
+        kept = ("alter ", "comment ", "create index ", "create unique index ", "select ")
+        always = [s for s in statements if s.startswith(kept)]
+        once = "\n".join(s for s in statements if s not in always)
         parts.append(
             f"do $do$\nbegin\nif to_regclass('{made.group(1)}') is null then\n{once}\nend if;\nend\n$do$;\n"
             + "\n".join(always)
@@ -167,7 +180,7 @@ def takeover_script(script: str, schema: str) -> str:
     regex = re.search(r"compiled_regex text generated always as \(\n\s+(.*?)\n", schema)
     if regex is None:
         sys.exit("schema.sql has no compiled_regex")
-    listed = ",\n                        ".join(f"'{signature}'" for signature in signatures(script))
+    listed = ",\n        ".join(f"'{signature}'" for signature in signatures(script))
     before = before.replace("@signatures@", listed).replace("@compiled_regex@", regex.group(1))
     rest = re.sub(r"^create function ", "create or replace function ", script.removeprefix(schema), flags=re.M)
     return "\n".join([before, tables_where_missing(schema), rest, after])
@@ -180,11 +193,12 @@ def install_script(kind: str) -> str:
     script = "\n".join(
         [(HERE / f"{name}.sql").read_text() for name in SCRIPTS] + [loader(sources, key), sql_functions(key)]
     )
+    if kind == "takeover":
+        script = takeover_script(script, (HERE / "schema.sql").read_text())
+    else:
+        script = (HERE / "preamble.sql").read_text() + "\n" + script
     if kind == "psql":
         script = re.sub(r"^select pg_catalog\.pg_extension_config_dump.*\n", "", script, flags=re.M)
-        script = script.replace("@extowner@", "current_user")
-    elif kind == "takeover":
-        script = takeover_script(script, (HERE / "schema.sql").read_text())
     return HEADER[kind] + "\n" + script + FOOTER[kind]
 
 

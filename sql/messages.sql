@@ -27,12 +27,11 @@ as $function$
 begin
     if coalesce(pg_catalog.cardinality(msgs), 0) = 0 then
         raise exception 'pgmq: msgs cannot be NULL or empty'
-            using errcode = case when msgs is null then 'null_value_not_allowed' else 'invalid_parameter_value' end;
+            using hint = 'Give at least one message; a message may be NULL.';
     elsif pg_catalog.cardinality(headers) <> pg_catalog.cardinality(msgs) then
         raise exception 'pgmq: headers array length (%) must match msgs array length (%)',
             pg_catalog.cardinality(headers), pg_catalog.cardinality(msgs)
-            using errcode = 'invalid_parameter_value',
-                hint = 'Give one element a message, NULL where it has no headers, or no headers at all.';
+            using hint = 'Give one element per message, NULL where it has no headers, or no headers at all.';
     end if;
 end
 $function$;
@@ -210,9 +209,8 @@ end
 $function$;
 comment on function pgmq.send_batch(text, jsonb[]) is
 'Sends messages to a queue and returns their ids, in the order of the messages: all of them or none.
-The other forms take headers, one element a message, and a delay for all: in seconds, or the time at which they become
-visible. Errors: 42P01 no such queue, 22004 or 22023 an array that is NULL, empty or of another length, 22004 a NULL
-delay.
+The other forms take headers, one element per message, and a delay for all: in seconds, or the time at which they become
+visible. Errors: 42P01 no such queue, P0001 an array that is NULL, empty or of another length, 22004 a NULL delay.
 Privileges: INSERT on the queue table, SELECT on its msg_id.';
 
 create function pgmq.send_batch(queue_name text, msgs jsonb[], headers jsonb[])

@@ -1,5 +1,7 @@
 -- From the name of a queue to its objects.
 
+-- Where an error says no SQLSTATE, here and elsewhere, it is P0001, as what the reference implementation raises has.
+
 create function pgmq.validate_queue_name(queue_name text)
 returns void
 language plpgsql
@@ -10,19 +12,18 @@ begin
             using errcode = 'null_value_not_allowed';
     elsif length(queue_name) > 47 then
         raise exception 'pgmq: queue name is too long, maximum length is 47 characters'
-            using errcode = 'name_too_long',
-                detail = pg_catalog.format('It has %s characters.', length(queue_name));
+            using detail = pg_catalog.format('It has %s characters.', length(queue_name)),
+                hint = 'Choose a shorter name.';
     elsif queue_name collate "C" ~ $$[$;']|--$$ then
         raise exception 'pgmq: queue name contains invalid characters: $, ;, --, or '''
-            using errcode = 'invalid_name',
-                hint = 'Letters, digits, and any other character are fine.';
+            using hint = 'All other characters are allowed.';
     end if;
 end
 $function$;
 comment on function pgmq.validate_queue_name(text) is
 'Raises an error where the text cannot be the name of a queue; every function that takes a queue name does the same.
 A name has at most 47 characters, and no $, semicolon, single quote or double hyphen. Upper and lower case are one.
-Errors: 22004 for NULL, 42622 too long, 42602 a character that is refused. Privileges: none.';
+Errors: 22004 for NULL, P0001 for a name that is too long or has a character that is refused. Privileges: none.';
 
 -- Bytes count in an identifier, and a name of 47 characters may have more than fit. Such a one ends in a digest of
 -- the whole, after a "$" that keeps it from being another queue's. The collation is the database's, wherever the text
@@ -54,6 +55,22 @@ comment on function pgmq.format_table_name(text, text) is
 'Returns the name of a table of a queue: prefix q for the queue itself, a for its archive. It is
 lower-cased and not quoted; one of more than 63 bytes is shortened.
 Errors: as validate_queue_name. Privileges: none.';
+
+create function pgmq._sought_table(queue_name text)
+returns text
+language plpgsql
+as $function$
+begin
+    if length(queue_name) > 47 then
+        raise exception 'pgmq: queue does not exist: its name is too long, maximum length is 47 characters'
+            using errcode = 'undefined_table',
+                detail = pg_catalog.format('It has %s characters.', length(queue_name));
+    end if;
+    return pgmq.format_table_name(queue_name, 'q'::text);
+end
+$function$;
+comment on function pgmq._sought_table(text) is
+'Internal: the name of the table of a queue that must exist, which one with too long a name does not.';
 
 create function pgmq._patience()
 returns double precision
@@ -148,7 +165,7 @@ stable
 language plpgsql
 as $function$
 declare
-    queue_table constant text := pgmq.format_table_name(queue_name, 'q'::text);
+    queue_table constant text := pgmq._sought_table(queue_name);
     function_name constant text := pgmq._stem(queue_name) || '$'::text || verb;
 begin
     -- A name that has more than one function, since somebody has added one, is no name of a function for to_regproc.

@@ -21,7 +21,8 @@
 --   @throttle@              and the least time between two of them, in milliseconds
 --
 --   -- @if unlogged         what follows, up to "-- @else" or "-- @end", is for such queues only: unlogged, partitioned,
---                           indexed (it has the index on groups), unlogged_sequences (the server knows them: 15),
+--                           indexed (it has the index on groups), sequence_persistence (the server has unlogged sequences: 15),
+--                           unlogged_sequences (and they are sound, see compiler.py),
 --                           new (nothing of it is there yet)
 --   -- @each hint in hints  what follows, up to "-- @end", once for each, with "hint" in @sequence:hint@ as its name
 --
@@ -141,6 +142,21 @@ create unlogged sequence @sequence:hint@ minvalue -9223372036854775808 start 1 o
 create sequence @sequence:hint@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
 -- @end
 -- @else
+-- @if unlogged_sequences
+-- @else
+do $do$
+begin
+    if exists (
+        select
+        from pg_catalog.pg_class as c
+        where c.oid = to_regclass(@literal:hint@)::oid
+            and c.relpersistence = 'u'::"char"
+    ) then
+        drop sequence @sequence:hint@;
+    end if;
+end
+$do$;
+-- @end
 create sequence if not exists @sequence:hint@ minvalue -9223372036854775808 start 1;
 -- @if unlogged_sequences
 alter sequence @sequence:hint@ set unlogged;
@@ -156,7 +172,7 @@ grant select on @sequence:hint@ to public;
 grant select on @queue@, @archive@ to pg_monitor;
 grant select on sequence @identity@ to pg_monitor;
 -- @if unlogged
--- @if unlogged_sequences
+-- @if sequence_persistence
 -- After a crash the ids go on: the archive, which is not unlogged, has the earlier ones.
 alter sequence @identity@ set logged;
 -- @end

@@ -8,6 +8,18 @@
 create unlogged sequence if not exists @sequence:memory@;
 alter sequence @sequence:memory@ set unlogged;
 -- @else
+do $do$
+begin
+    if exists (
+        select
+        from pg_catalog.pg_class as c
+        where c.oid = to_regclass(@literal:memory@)::oid
+            and c.relpersistence = 'u'::"char"
+    ) then
+        drop sequence @sequence:memory@;
+    end if;
+end
+$do$;
 create sequence if not exists @sequence:memory@;
 -- @end
 alter sequence @sequence:memory@ owner to @owner@;

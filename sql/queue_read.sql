@@ -280,7 +280,7 @@ begin
                     from @queue@ as m
                     where m.vt <= m.enqueued_at
                         and m.msg_id >= place
-                        and m.msg_id < coalesce(waiting[1], 9223372036854775807)
+                        and m.msg_id <= coalesce(waiting[1] - 1::bigint, 9223372036854775807)
                     @fragment:rest@
                 )
             );
@@ -296,14 +296,13 @@ begin
             and (condition is null or m.message @> condition)
         order by m.msg_id
         limit 1;
-        place := coalesce(place, 9223372036854775807);
         claimed := pg_catalog.array_cat(
             claimed,
             array(
                 select m.@row_id@
                 from @queue@ as m
                 where m.msg_id = any (waiting)
-                    and m.msg_id < place
+                    and m.msg_id <= coalesce(place - 1::bigint, 9223372036854775807)
                 @fragment:rest@
             )
         );

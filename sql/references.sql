@@ -17,7 +17,7 @@ begin
         if not found then
             raise exception 'pgmq: queue % does not exist', quote_ident(new.queue_name)
                 using errcode = 'foreign_key_violation',
-                    hint = 'The name is to be spelled as in pgmq.meta.';
+                    hint = 'The name must be spelled as in pgmq.meta.';
         end if;
     end if;
     return new;
@@ -64,3 +64,42 @@ for each row execute function pgmq._check_queue();
 create trigger follow_queue
 after delete or update of queue_name on pgmq.meta
 for each row execute function pgmq._follow_queue();
+
+-- These functions, and that of pgmq.topic_version, write the lists with the rights of their owner. With them would run
+-- what another role could attach to a list: a trigger, or the casts of a foreign key. Default privileges may have given
+-- these rights to others, and more of them on the internal tables, which others may read and neither write nor lock.
+do $do$
+declare
+    granted record;
+begin
+    for granted in
+        select distinct c.oid::regclass as list,
+            c.relname in ('topic_version', 'dispatch_lock') as is_internal,
+            case a.grantee when 0 then 'public' else a.grantee::regrole::text end as grantee
+        from pg_class as c
+        cross join lateral (
+            select c.relacl
+            union all
+            select t.attacl
+            from pg_attribute as t
+            where t.attrelid = c.oid
+        ) as l (acl)
+        cross join lateral aclexplode(l.acl) as a
+        where c.relnamespace = 'pgmq'::regnamespace
+            and c.relname in ('meta', 'topic_bindings', 'topic_version', 'notify_insert_throttle', 'dispatch_lock')
+            and (
+                a.privilege_type in ('TRIGGER', 'REFERENCES')
+                or c.relname in ('topic_version', 'dispatch_lock') and a.privilege_type <> 'SELECT'
+            )
+            and a.grantee <> c.relowner
+    loop
+        execute format(
+            'revoke %s on table %s from %s cascade',
+            case when granted.is_internal then 'all' else 'trigger, references' end,
+            granted.list,
+            granted.grantee
+        );
+    end loop;
+    grant select on table pgmq.topic_version, pgmq.dispatch_lock to public;
+end
+$do$;

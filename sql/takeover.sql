@@ -2,18 +2,81 @@
 -- CREATE EXTENSION runs: its functions as CREATE OR REPLACE, so that those of the same signature keep their privileges
 -- and what depends on them; its types and tables where they are missing.
 --
--- The script of a trusted extension runs as the superuser, on tables that belong to others: it runs nothing of theirs.
--- So it looks for nothing outside of pg_catalog, writes no row of theirs, and reads no table that might be a view.
--- A GRANT or REVOKE in a script counts as the extension's own, and dumps leave out what is: on what was there before
--- there is none.
+-- The script runs as a superuser, on an extension, a schema and tables that may belong to others. What it does not know
+-- it refuses, by the catalogs alone, before anything of theirs is evaluated: merely to plan a query, PostgreSQL runs what
+-- the predicate of an index calls. Then the schema, the lists and the extension become the superuser's, and only then
+-- are the lists read. Nothing is adopted that is not known by its exact signature.
+-- A GRANT or REVOKE in a script counts as the extension's own, and dumps leave out what is: its last statements put that
+-- right.
 
 -- @part before
 set local search_path = pg_catalog, pg_temp;
 
--- The lists of pgmq; what else there is in the schema are queues and archives.
 do $do$
+begin
+    if (
+        select not bool_and(r.rolsuper)
+        from pg_roles as r
+        where r.rolname in (session_user, current_user)
+    ) then
+        raise exception 'pgmq: only a superuser can update from the reference implementation'
+            using errcode = 'insufficient_privilege',
+                detail = format('The session is of role %I, and runs as role %I.', session_user, current_user),
+                hint = 'Nothing has been changed. Connect as a superuser, and update again.';
+    end if;
+end
+$do$;
+
+-- The functions of this version, as the next function shows them.
+create function pgmq._functions_of_this_version()
+returns text[]
+language sql
+as $function$
+    select array[
+        @signatures@
+    ]
+$function$;
+
+-- The members of the extension: a function with its name, arguments, result and number of defaults, a table or composite
+-- type with its relation. Row types and array types are members by themselves since PostgreSQL 17.
+create function pgmq._members()
+returns table (classid oid, objid oid, relation oid, signature text)
+language sql
+as $function$
+    select d.classid,
+        d.objid,
+        case d.classid
+            when 'pg_class'::regclass then d.objid
+            else nullif(coalesce(element.typrelid, t.typrelid), 0)
+        end,
+        format(
+            '%s(%s) %s, %s',
+            p.proname,
+            pg_get_function_identity_arguments(p.oid),
+            pg_get_function_result(p.oid),
+            p.pronargdefaults
+        )
+    from pg_extension as e
+    join pg_depend as d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
+    left join pg_type as t on t.oid = d.objid and d.classid = 'pg_type'::regclass
+    left join pg_type as element on element.oid = t.typelem and element.typarray = t.oid
+    left join pg_proc as p on p.oid = d.objid and d.classid = 'pg_proc'::regclass
+    where e.extname = 'pgmq'
+$function$;
+
+create function pgmq._refuse_the_unknown()
+returns void
+language plpgsql
+as $function$
 declare
+    lists constant oid[] := array(
+        select c.oid
+        from pg_class as c
+        where c.relnamespace = 'pgmq'::regnamespace
+            and c.relname in ('meta', 'topic_bindings', 'notify_insert_throttle')
+    );
     problem text;
+    remedy text;
 begin
     -- What pgmq.meta and the others have to be.
     with expected (relation, columns, is_needed) as (
@@ -59,18 +122,17 @@ begin
                 hint = 'Nothing has been changed. Give it these columns, in this order, and update again.';
     end if;
 
-    select pg_describe_object(d.classid, d.objid, 0)
+    -- Functions that are not known go, see below.
+    select pg_describe_object(m.classid, m.objid, 0)
     into problem
-    from pg_depend as d
-    join pg_extension as e on e.oid = d.refobjid and e.extname = 'pgmq'
-    left join pg_class as c on c.oid = d.objid and d.classid = 'pg_class'::regclass
-    where d.refclassid = 'pg_extension'::regclass
-        and d.deptype = 'e'
-        and d.classid not in ('pg_proc'::regclass, 'pg_type'::regclass)
-        and d.objid <> 'pgmq'::regnamespace
+    from pgmq._members() as m
+    left join pg_class as c on c.oid = m.relation and c.relnamespace = 'pgmq'::regnamespace
+    where m.classid <> 'pg_proc'::regclass
+        and (m.classid, m.objid) <> ('pg_namespace'::regclass, 'pgmq'::regnamespace)
         and not coalesce(
             c.relname in ('meta', 'topic_bindings', 'notify_insert_throttle')
-            or c.relkind in ('r', 'p', 'S') and c.relname ~ '^[qa]_',
+            or c.relname in ('message_record', 'queue_record', 'metrics_result') and c.relkind = 'c'
+            or c.relname ~ '^[qa]_' and c.relkind in ('r', 'p', 'S'),
             false
         )
     limit 1;
@@ -80,8 +142,184 @@ begin
                 hint = 'Nothing has been changed. Where it is not needed, drop it; else let it be by itself, '
                     'alter extension pgmq drop ...; then update again.';
     end if;
+
+    -- Names of ours that others have taken. A superuser's own overloads of our functions are left alone.
+    select format('%s belongs to role %I', pg_describe_object(f.classid, f.objid, 0), pg_get_userbyid(f.owner)),
+        format('drop %s %s', replace(i.type, 'composite type', 'type'), i.identity)
+    into problem, remedy
+    from (
+        select 'pg_class'::regclass, c.oid, c.relowner
+        from pg_class as c
+        where c.relnamespace = 'pgmq'::regnamespace
+            and c.relname in (
+                'meta',
+                'topic_bindings',
+                'topic_version',
+                'notify_insert_throttle',
+                'dispatch_lock',
+                'message_record',
+                'queue_record',
+                'metrics_result'
+            )
+            and not exists (
+                select
+                from pgmq._members() as m
+                where m.relation = c.oid
+            )
+        union all
+        select 'pg_proc'::regclass, p.oid, p.proowner
+        from pg_proc as p
+        join pg_roles as r on r.oid = p.proowner and not r.rolsuper
+        where p.pronamespace = 'pgmq'::regnamespace
+            and p.proname in (
+                select split_part(s, '(', 1)
+                from unnest(pgmq._functions_of_this_version()) as s
+            )
+            and not exists (
+                select
+                from pgmq._members() as m
+                where (m.classid, m.objid) = ('pg_proc'::regclass, p.oid)
+            )
+    ) as f (classid, objid, owner)
+    cross join lateral pg_identify_object(f.classid, f.objid, 0) as i
+    order by i.type, i.identity
+    limit 1;
+    if problem is not null then
+        raise exception 'pgmq: %, and not to the extension', problem
+            using errcode = 'insufficient_privilege',
+                hint = format('Nothing has been changed. Drop it (%s) or move it to another schema, and update again.',
+                    remedy);
+    end if;
+
+    -- What would run when the lists are read or written.
+    select f.problem, f.remedy
+    into problem, remedy
+    from (
+        select format('trigger %I of table %s', t.tgname, t.tgrelid::regclass),
+            format('drop trigger %I on %s', t.tgname, t.tgrelid::regclass)
+        from pg_trigger as t
+        where t.tgrelid = any (lists)
+            and not t.tgisinternal
+        union all
+        select format('rule %I of table %s', r.rulename, r.ev_class::regclass),
+            format('drop rule %I on %s', r.rulename, r.ev_class::regclass)
+        from pg_rewrite as r
+        where r.ev_class = any (lists)
+        union all
+        -- A superuser's foreign keys to the lists are left alone.
+        select format('constraint %I of table %s', n.conname, n.conrelid::regclass),
+            format('alter table %s drop constraint %I', n.conrelid::regclass, n.conname)
+        from pg_constraint as n
+        join pg_class as c on c.oid = n.conrelid
+        join pg_roles as r on r.oid = c.relowner
+        where n.conrelid = any (lists)
+            and n.contype not in ('p', 'u', 'n', 't')
+            and not (
+                n.contype = 'f'
+                and n.confrelid = any (lists)
+                and n.conname in ('topic_bindings_meta_queue_name_fk', 'notify_insert_throttle_meta_queue_name_fk')
+            )
+            or n.confrelid = any (lists) and n.conrelid <> all (lists) and not r.rolsuper
+        union all
+        select format('index %s', i.indexrelid::regclass),
+            case
+                when n.oid is null then format('drop index %s', i.indexrelid::regclass)
+                else format('alter table %s drop constraint %I', n.conrelid::regclass, n.conname)
+            end
+        from pg_index as i
+        left join pg_constraint as n on n.conindid = i.indexrelid and n.conrelid = i.indrelid
+        where i.indrelid = any (lists)
+            and pg_get_indexdef(i.indexrelid) not in (
+                'CREATE UNIQUE INDEX meta_queue_name_key ON pgmq.meta USING btree (queue_name)',
+                'CREATE UNIQUE INDEX topic_bindings_unique_pattern_queue ON pgmq.topic_bindings USING btree '
+                    || '(pattern, queue_name)',
+                'CREATE INDEX idx_topic_bindings_covering ON pgmq.topic_bindings USING btree (pattern) '
+                    || 'INCLUDE (queue_name, compiled_regex)',
+                'CREATE UNIQUE INDEX notify_insert_throttle_queue_name_key ON pgmq.notify_insert_throttle USING btree '
+                    || '(queue_name)',
+                'CREATE INDEX idx_notify_throttle_active ON pgmq.notify_insert_throttle USING btree '
+                    || '(queue_name, last_notified_at) WHERE (throttle_interval_ms > 0)'
+            )
+        union all
+        select format('extended statistics %I of table %s', s.stxname, s.stxrelid::regclass),
+            format('drop statistics %s.%I', s.stxnamespace::regnamespace, s.stxname)
+        from pg_statistic_ext as s
+        where s.stxrelid = any (lists)
+        union all
+        select format('policy %I of table %s', o.polname, o.polrelid::regclass),
+            format('drop policy %I on %s', o.polname, o.polrelid::regclass)
+        from pg_policy as o
+        where o.polrelid = any (lists)
+        union all
+        select format('row level security of table %s', c.oid::regclass),
+            format('alter table %s disable row level security, no force row level security', c.oid::regclass)
+        from pg_class as c
+        where c.oid = any (lists)
+            and (c.relrowsecurity or c.relforcerowsecurity)
+        union all
+        select format('type %s of table %s', c.reloftype::regtype, c.oid::regclass),
+            format('alter table %s not of', c.oid::regclass)
+        from pg_class as c
+        where c.oid = any (lists)
+            and c.reloftype <> 0
+        union all
+        select format('table %s, which inherits from table %s', h.inhrelid::regclass, h.inhparent::regclass),
+            format('alter table %s no inherit %s', h.inhrelid::regclass, h.inhparent::regclass)
+        from pg_inherits as h
+        where h.inhrelid = any (lists)
+            or h.inhparent = any (lists)
+        union all
+        -- The expression of compiled_regex, which goes before it has been evaluated, has only to be one of PostgreSQL.
+        select format('value of column %I of table %s', a.attname, a.attrelid::regclass),
+            case
+                when a.attidentity <> '' then
+                    format('alter table %s alter column %I drop identity', a.attrelid::regclass, a.attname)
+                when a.attgenerated <> '' then
+                    format('alter table %s alter column %I drop expression', a.attrelid::regclass, a.attname)
+                else format('alter table %s alter column %I drop default', a.attrelid::regclass, a.attname)
+            end
+        from pg_attribute as a
+        join pg_class as c on c.oid = a.attrelid
+        left join pg_attrdef as d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = any (lists)
+            and a.attnum > 0
+            and not a.attisdropped
+            and (d.oid is not null or a.attidentity <> '' or a.attgenerated <> '')
+            and not (
+                a.attidentity = ''
+                and a.attgenerated = ''
+                and (c.relname, a.attname, pg_get_expr(d.adbin, d.adrelid)) in (
+                    ('meta', 'created_at', 'now()'),
+                    ('topic_bindings', 'bound_at', 'now()'),
+                    ('notify_insert_throttle', 'throttle_interval_ms', '0'),
+                    ('notify_insert_throttle', 'last_notified_at', 'to_timestamp((0)::double precision)')
+                )
+                or a.attgenerated = 's'
+                and a.attname = 'compiled_regex'
+                and not exists (
+                    select
+                    from pg_depend as u
+                    where (
+                            u.classid = 'pg_attrdef'::regclass and u.objid = d.oid
+                            -- So it is up to PostgreSQL 14.
+                            or u.classid = 'pg_class'::regclass and u.objid = a.attrelid and u.objsubid = a.attnum
+                        )
+                        and (u.refclassid <> 'pg_class'::regclass or u.refobjid <> a.attrelid)
+                )
+            )
+    ) as f (problem, remedy)
+    order by f.problem
+    limit 1;
+    if problem is not null then
+        raise exception 'pgmq: the % is unknown to this version', problem
+            using errcode = 'object_not_in_prerequisite_state',
+                hint = format('Nothing has been changed. Remove it (%s), update again, and make it again where it is '
+                    'needed.', remedy);
+    end if;
 end
-$do$;
+$function$;
+
+select pgmq._refuse_the_unknown();
 
 -- All locks of tables at once or none: a session that has used one queue and is about to use another must not wait for
 -- this one while this one waits for it. Half of deadlock_timeout is when neither has been taken for a deadlock. It tries for a
@@ -133,6 +371,76 @@ begin
 end
 $do$;
 
+-- Once more: until now others could change what has been looked at.
+select pgmq._refuse_the_unknown();
+
+-- From here on all of it is the superuser's. The former owners can go on working: with the schema and the lists they may
+-- do what an application does, but nobody else makes a trigger or a foreign key on a list (see references.sql).
+do $do$
+declare
+    me constant oid := (select r.oid from pg_roles as r where r.rolname = current_user);
+    owned record;
+begin
+    for owned in
+        select n.nspowner::regrole as owner
+        from pg_namespace as n
+        where n.oid = 'pgmq'::regnamespace
+            and n.nspowner <> me
+    loop
+        alter schema pgmq owner to current_user;
+        execute format('grant usage, create on schema pgmq to %s with grant option', owned.owner);
+    end loop;
+
+    for owned in
+        select c.oid::regclass as relation, c.relkind, c.relowner::regrole as owner
+        from pg_class as c
+        where c.relnamespace = 'pgmq'::regnamespace
+            and c.relname in (
+                'meta',
+                'topic_bindings',
+                'notify_insert_throttle',
+                'message_record',
+                'queue_record',
+                'metrics_result'
+            )
+            and c.relowner <> me
+    loop
+        if owned.relkind = 'c' then
+            execute format('alter type %s owner to current_user', owned.relation);
+        else
+            execute format('alter table %s owner to current_user', owned.relation);
+            execute format(
+                'grant select, insert, update, delete on table %s to %s with grant option', owned.relation, owned.owner
+            );
+        end if;
+    end loop;
+
+    -- Who owns an extension may add to it, and a later update would replace what he has added under a new name of ours
+    -- and leave it his. PostgreSQL has no command for it. Of the first superuser's it keeps no note.
+    for owned in
+        select e.oid
+        from pg_extension as e
+        where e.extname = 'pgmq'
+            and e.extowner <> me
+    loop
+        update pg_extension
+        set extowner = me
+        where oid = owned.oid;
+        delete from pg_shdepend
+        where dbid = (select b.oid from pg_database as b where b.datname = current_database())
+            and classid = 'pg_extension'::regclass
+            and objid = owned.oid
+            and deptype = 'o';
+        if me <> 10 then
+            insert into pg_shdepend (dbid, classid, objid, objsubid, refclassid, refobjid, deptype)
+            select b.oid, 'pg_extension'::regclass, owned.oid, 0, 'pg_authid'::regclass, me, 'o'
+            from pg_database as b
+            where b.datname = current_database();
+        end if;
+    end loop;
+end
+$do$;
+
 -- The queues as the reference has them: it cuts the name of a table at 63 bytes, as the server does.
 create function pgmq._queues_of_the_reference()
 returns table (queue_name text, queue_table name, archive_table name)
@@ -161,6 +469,20 @@ begin
             using errcode = 'object_not_in_prerequisite_state',
                 hint = 'Nothing has been changed. Bind to one of them what the other is bound to '
                     '(pgmq.topic_bindings), delete the other from pgmq.meta, and update again. The messages stay.';
+    end if;
+
+    select q.queue_name
+    into queue
+    from pgmq._queues_of_the_reference() as q
+    where length(q.queue_name) > 47
+        or q.queue_name ~ '[$;'']|--'
+    limit 1;
+    if found then
+        raise exception 'pgmq: queue % has a name that no queue can have', quote_ident(queue.queue_name)
+            using errcode = 'invalid_name',
+                detail = 'A name has at most 47 characters, and no $, semicolon, single quote or double hyphen.',
+                hint = 'Nothing has been changed. Move its messages to a queue with another name, delete it from '
+                    'pgmq.meta, and update again.';
     end if;
 
     for queue in
@@ -262,7 +584,7 @@ begin
     ) as g (attributes);
 
     for dropped in
-        select p.oid::regprocedure::text as signature,
+        select m.objid::regprocedure::text as signature,
             (
                 select string_agg(
                     distinct case
@@ -274,38 +596,24 @@ begin
                 from pg_depend as u
                 left join pg_rewrite as r on u.classid = 'pg_rewrite'::regclass and r.oid = u.objid
                 where u.refclassid = 'pg_proc'::regclass
-                    and u.refobjid = p.oid
+                    and u.refobjid = m.objid
             ) as dependents
-        from pg_depend as d
-        join pg_extension as e on e.oid = d.refobjid and e.extname = 'pgmq'
-        join pg_proc as p on p.oid = d.objid
-        where d.classid = 'pg_proc'::regclass
-            and d.refclassid = 'pg_extension'::regclass
-            and d.deptype = 'e'
-            and not (
-                same_types
-                and lower(
-                    format(
-                        '%s(%s) %s, %s',
-                        p.proname,
-                        pg_get_function_identity_arguments(p.oid),
-                        pg_get_function_result(p.oid),
-                        p.pronargdefaults
-                    )
-                ) = any (
-                    array[
-                        @signatures@
-                    ]
-                )
+        from pgmq._members() as m
+        where m.classid = 'pg_proc'::regclass
+            and not (same_types and m.signature = any (pgmq._functions_of_this_version()))
+            and m.objid::regprocedure not in (
+                'pgmq._functions_of_this_version()'::regprocedure,
+                'pgmq._members()'::regprocedure,
+                'pgmq._queues_of_the_reference()'::regprocedure,
+                'pgmq._refuse_the_unknown()'::regprocedure
             )
-            and p.proname <> '_queues_of_the_reference'
     loop
         if dropped.dependents is not null then
             raise exception 'pgmq: function % goes, and % depends on it', dropped.signature, dropped.dependents
                 using errcode = 'dependent_objects_still_exist',
                     hint = 'Nothing has been changed. Drop what depends on it, and update again.';
         end if;
-        execute format('drop function %s', dropped.signature);
+        execute format('drop routine %s', dropped.signature);
     end loop;
 
     if not same_types then
@@ -352,10 +660,13 @@ drop constraint if exists notify_insert_throttle_meta_queue_name_fk,
 drop constraint if exists notify_insert_throttle_queue_name_key;
 alter table if exists pgmq.notify_insert_throttle
 set logged;
+alter table pgmq.meta
+alter column created_at set default now();
 do $do$
 begin
     if to_regclass('pgmq.topic_bindings') is not null then
         alter table pgmq.topic_bindings
+        alter column bound_at set default now(),
         drop column compiled_regex;
         alter table pgmq.topic_bindings
         add column compiled_regex text generated always as (
@@ -365,6 +676,8 @@ begin
     end if;
     if to_regclass('pgmq.notify_insert_throttle') is not null then
         alter table pgmq.notify_insert_throttle
+        alter column throttle_interval_ms set default 0,
+        alter column last_notified_at set default to_timestamp(0::double precision),
         add primary key (queue_name),
         add check (throttle_interval_ms >= 0);
     end if;
@@ -372,6 +685,76 @@ end
 $do$;
 
 -- @part after
+-- The functions have been replaced, and belong now to who owns the extension, as CREATE EXTENSION would have it. A
+-- member that is not known has come while the script ran.
+do $do$
+declare
+    function record;
+begin
+    for function in
+        select m.objid::regprocedure as name,
+            pg_get_userbyid(p.proowner) as owner,
+            m.signature = any (pgmq._functions_of_this_version()) as is_known
+        from pgmq._members() as m
+        join pg_proc as p on p.oid = m.objid and m.classid = 'pg_proc'::regclass
+        where p.proowner <> (select r.oid from pg_roles as r where r.rolname = current_user)
+    loop
+        if not function.is_known then
+            raise exception 'pgmq: function % belongs to role %', function.name, quote_ident(function.owner)
+                using errcode = 'insufficient_privilege',
+                    hint = 'Nothing has been changed. It was added to the extension just now; update again.';
+        end if;
+        execute format('alter function %s owner to current_user', function.name);
+    end loop;
+end
+$do$;
+
+-- What is there under the names of a queue's own objects may be left from this implementation, where it has been dropped
+-- and the reference was created over its queues. Then it belongs to the owner of the queue.
+do $do$
+declare
+    planted record;
+begin
+    select format('pgmq.%I', o.name) as name, i.type, i.identity, pg_get_userbyid(o.owner) as owner
+    into planted
+    from pgmq._queues_of_the_reference() as q
+    join pg_class as t on t.relname = q.queue_table and t.relnamespace = 'pgmq'::regnamespace
+    cross join lateral (
+        select 'pg_proc'::regclass, p.oid, p.proname, p.proowner
+        from pg_proc as p
+        where p.pronamespace = 'pgmq'::regnamespace
+        union all
+        select 'pg_class'::regclass, c.oid, c.relname, c.relowner
+        from pg_class as c
+        where c.relnamespace = 'pgmq'::regnamespace
+            and c.relkind <> 'c'
+        union all
+        select 'pg_type'::regclass, y.oid, y.typname, y.typowner
+        from pg_type as y
+        left join pg_class as c on c.oid = y.typrelid
+        where y.typnamespace = 'pgmq'::regnamespace
+            and coalesce(c.relkind = 'c', true)
+            and not exists (
+                select
+                from pg_type as element
+                where element.typarray = y.oid
+            )
+    ) as o (classid, objid, name, owner)
+    cross join lateral pg_identify_object(o.classid, o.objid, 0) as i
+    where starts_with(o.name::text, pgmq._stem(q.queue_name) || '$')
+        and o.owner <> t.relowner
+    order by i.type, i.identity
+    limit 1;
+    if found then
+        raise exception 'pgmq: % belongs to role %', planted.name, quote_ident(planted.owner)
+            using errcode = 'insufficient_privilege',
+                detail = 'Its name is one that a queue of another role needs.',
+                hint = format('Nothing has been changed. Drop it (drop %s %s), and update again.',
+                    replace(planted.type, 'composite type', 'type'), planted.identity);
+    end if;
+end
+$do$;
+
 -- A queue's own functions and sequences: members of the extension while the script makes them, by themselves at its
 -- end.
 do $do$
@@ -383,33 +766,37 @@ begin
         select q.queue_name,
             q.queue_table,
             q.archive_table,
-            pgmq.format_table_name(q.queue_name, 'q') as new_queue_table,
-            pgmq.format_table_name(q.queue_name, 'a') as new_archive_table
+            pgmq.format_table_name(q.queue_name, 'q'::text) as new_queue_table,
+            pgmq.format_table_name(q.queue_name, 'a'::text) as new_archive_table,
+            t.relowner as owner
         from pgmq._queues_of_the_reference() as q
+        join pg_class as t on t.relname = q.queue_table and t.relnamespace = 'pgmq'::regnamespace
+        order by q.queue_name
     loop
         if queue.queue_table <> queue.new_queue_table then
             execute format('alter table pgmq.%I rename to %I', queue.queue_table, queue.new_queue_table);
             execute format('alter table pgmq.%I rename to %I', queue.archive_table, queue.new_archive_table);
         end if;
 
-        -- Left from this implementation, where it has been dropped and the reference was created over its queues.
+        -- See above. A statement of the script replaces only what is a member.
         for object in
-            select format('function %s', p.oid::regprocedure)
+            select format('routine %s', p.oid::regprocedure)
             from pg_proc as p
             where p.pronamespace = 'pgmq'::regnamespace
-                and starts_with(p.proname, pgmq._stem(queue.queue_name) || '$')
+                and starts_with(p.proname::text, pgmq._stem(queue.queue_name) || '$')
+                and p.proowner = queue.owner
             union all
             select format('sequence %s', c.oid::regclass)
             from pg_class as c
             where c.relnamespace = 'pgmq'::regnamespace
                 and c.relkind = 'S'
-                and starts_with(c.relname, pgmq._stem(queue.queue_name) || '$')
+                and starts_with(c.relname::text, pgmq._stem(queue.queue_name) || '$')
+                and c.relowner = queue.owner
         loop
             execute format('alter extension pgmq add %s', object);
         end loop;
 
         perform pgmq.compile(queue.queue_name);
-        perform pgmq._compile_notify(queue.queue_name);
         if (
             select relkind = 'p'
             from pg_class
@@ -451,36 +838,12 @@ end
 $do$;
 
 drop function pgmq._queues_of_the_reference();
+drop function pgmq._refuse_the_unknown();
 
 do $do$
 declare
     object text;
 begin
-    -- As CREATE EXTENSION would have made them.
-    for object in
-        select p.oid::regprocedure
-        from pg_depend as d
-        join pg_extension as e on e.oid = d.refobjid and e.extname = 'pgmq'
-        join pg_proc as p on p.oid = d.objid
-        where d.classid = 'pg_proc'::regclass
-            and d.refclassid = 'pg_extension'::regclass
-            and d.deptype = 'e'
-            and strpos(p.proname, '$') = 0
-            and pg_get_userbyid(p.proowner) <> current_user
-    loop
-        execute format('alter function %s owner to current_user', object);
-    end loop;
-    -- But for the two that write the lists: as a superuser they would run what the lists' owner makes a trigger of
-    -- them.
-    for object in
-        select pg_get_userbyid(c.relowner)
-        from pg_class as c
-        where c.oid = 'pgmq.topic_bindings'::regclass
-    loop
-        execute format('alter function pgmq._check_queue() owner to %I', object);
-        execute format('alter function pgmq._follow_queue() owner to %I', object);
-    end loop;
-
     -- What the script has granted on the tables of queues would count as the extension's, too: no longer when they have
     -- been members and are none.
     for object in
@@ -503,7 +866,7 @@ begin
 
     for object in
         select case
-            when d.classid = 'pg_proc'::regclass then format('function %s', d.objid::regprocedure)
+            when d.classid = 'pg_proc'::regclass then format('routine %s', d.objid::regprocedure)
             when c.relkind = 'S' then format('sequence %s', c.oid::regclass)
             else format('table %s', c.oid::regclass)
         end
@@ -519,3 +882,95 @@ begin
     end loop;
 end
 $do$;
+
+-- On the lists and the schema, the extension's own privileges are those that CREATE EXTENSION gives.
+do $do$
+declare
+    granted record;
+begin
+    for granted in
+        select i.classoid,
+            i.objoid,
+            acldefault(o.kind, o.owner) || makeaclitem('pg_monitor'::regrole, o.owner, o.privilege, false) as initprivs,
+            o.owner
+        from pg_init_privs as i
+        join (
+            select 'pg_class'::regclass, c.oid, c.relowner, 'r'::"char", 'SELECT'
+            from pg_class as c
+            where c.relnamespace = 'pgmq'::regnamespace
+                and c.relname in ('meta', 'topic_bindings', 'notify_insert_throttle')
+            union all
+            select 'pg_namespace'::regclass, n.oid, n.nspowner, 'n', 'USAGE'
+            from pg_namespace as n
+            where n.nspname = 'pgmq'
+        ) as o (classid, objid, owner, kind, privilege) on i.classoid = o.classid and i.objoid = o.objid
+        where i.objsubid = 0
+    loop
+        update pg_init_privs as i
+        set initprivs = granted.initprivs
+        where i.classoid = granted.classoid
+            and i.objoid = granted.objoid
+            and i.objsubid = 0
+            and i.initprivs <> granted.initprivs;
+        -- By these PostgreSQL knows, since version 17, whom the row above names.
+        delete from pg_shdepend as s
+        where s.dbid = (select b.oid from pg_database as b where b.datname = current_database())
+            and s.classid = granted.classoid
+            and s.objid = granted.objoid
+            and s.deptype = 'i'
+            and s.refobjid <> granted.owner;
+    end loop;
+end
+$do$;
+
+-- Nothing is a member, and nobody owns a member, that the script does not expect.
+do $do$
+declare
+    problem text;
+begin
+    select pg_describe_object(m.classid, m.objid, 0)
+    into problem
+    from pgmq._members() as m
+    left join pg_class as c on c.oid = m.relation and c.relnamespace = 'pgmq'::regnamespace
+    left join pg_proc as p on p.oid = m.objid and m.classid = 'pg_proc'::regclass
+    where (m.classid, m.objid) <> ('pg_namespace'::regclass, 'pgmq'::regnamespace)
+        and m.objid not in (
+            'pgmq._functions_of_this_version()'::regprocedure,
+            'pgmq._members()'::regprocedure
+        )
+        and not coalesce(
+            pg_get_userbyid(coalesce(c.relowner, p.proowner)) = current_user
+            and (
+                m.signature = any (pgmq._functions_of_this_version())
+                or c.relname in (
+                    'meta',
+                    'topic_bindings',
+                    'topic_version',
+                    'notify_insert_throttle',
+                    'dispatch_lock',
+                    'message_record',
+                    'queue_record',
+                    'metrics_result'
+                )
+            ),
+            false
+        )
+    limit 1;
+    if problem is not null then
+        raise exception 'pgmq: the extension has a member that this version does not know: %', problem
+            using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Nothing has been changed. It has come while the update ran; update again.';
+    end if;
+    if 8 <> (
+        select count(distinct m.relation)
+        from pgmq._members() as m
+    ) then
+        raise exception 'pgmq: a table or type of the extension is not its member'
+            using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Nothing has been changed. It has been made while the update ran; update again.';
+    end if;
+end
+$do$;
+
+drop function pgmq._members();
+drop function pgmq._functions_of_this_version();

@@ -10,26 +10,24 @@ as $function$
 declare
     problem text;
 begin
-    if value is null then
-        raise exception 'pgmq: % must not be NULL', what
-            using errcode = 'null_value_not_allowed';
-    end if;
     problem := case
-        when value = '' then 'must not be empty'
-        when length(value) > 255 then pg_catalog.format('is too long: %s characters, maximum length is 255', length(value))
+        when coalesce(value, '') = '' then 'cannot be NULL or empty'
+        when length(value) > 255
+            then pg_catalog.format('length cannot exceed 255 characters, got %s characters', length(value))
         when value collate "C" ~ refused then 'contains invalid characters'
-        when starts_with(value, '.') then 'must not start with a dot'
-        when right(value, 1) = '.' then 'must not end with a dot'
-        when strpos(value, '..') > 0 then 'must not contain two dots together'
-        when strpos(value, '**') > 0 then 'must not contain **'
-        when strpos(value, '##') > 0 then 'must not contain ##'
-        when strpos(value, '*#') > 0 or strpos(value, '#*') > 0 then 'must not contain *# or #*'
+        when starts_with(value, '.') then 'cannot start with a dot'
+        when right(value, 1) = '.' then 'cannot end with a dot'
+        when strpos(value, '..') > 0 then 'cannot contain consecutive dots'
+        when strpos(value, '**') > 0 then 'cannot contain consecutive stars (**)'
+        when strpos(value, '##') > 0 then 'cannot contain consecutive hashes (##)'
+        when strpos(value, '*#') > 0 or strpos(value, '#*') > 0 then 'cannot contain adjacent wildcards (*# or #*)'
     end;
+    if length(value) between 1 and 255 then
+        problem := problem || '. Got: '::text || value;
+    end if;
     if problem is not null then
         raise exception 'pgmq: % %', what, problem
-            using errcode = 'invalid_parameter_value',
-                detail = pg_catalog.format('The value is %L.', value),
-                hint = pg_catalog.format('It is made of segments parted by dots; allowed are %s.', allowed);
+            using hint = pg_catalog.format('It consists of segments separated by dots; allowed are %s.', allowed);
     end if;
 end
 $function$;
@@ -53,7 +51,7 @@ end
 $function$;
 comment on function pgmq.validate_routing_key(text) is
 'Returns true for a routing key: 1 to 255 ASCII letters, digits, dots, hyphens and underscores, no dot at either end,
-no two dots together. Errors: 22004 for NULL, 22023 for anything else, with a message for each breach.
+no two dots together. Errors: P0001 for anything else, with a message for each breach.
 Privileges: none.';
 
 create function pgmq.validate_topic_pattern(pattern text)
@@ -71,7 +69,7 @@ $function$;
 comment on function pgmq.validate_topic_pattern(text) is
 'Returns true for a pattern: as a routing key, and with * for one or more characters other than a dot, and # for any
 characters, none and dots included; no two of these stand together.
-Errors: 22004 for NULL, 22023 for anything else, with a message for each breach. Privileges: none.';
+Errors: P0001 for anything else, with a message for each breach. Privileges: none.';
 
 alter table pgmq.topic_bindings
 add constraint topic_bindings_pattern_check check (pgmq.validate_topic_pattern(pattern));
@@ -167,6 +165,18 @@ enable always trigger version_delete,
 enable always trigger version_truncate,
 enable replica trigger version_replicated;
 
+create function pgmq._check_not_empty(what text, value text)
+returns void
+language plpgsql
+as $function$
+begin
+    if coalesce(value, '') = '' then
+        raise exception 'pgmq: % cannot be NULL or empty', what;
+    end if;
+end
+$function$;
+comment on function pgmq._check_not_empty(text, text) is 'Internal: refuses an argument that is NULL or empty.';
+
 create function pgmq.bind_topic(pattern text, queue_name text)
 returns void
 language plpgsql
@@ -176,6 +186,7 @@ declare
     bound_queue text;
 begin
     perform pgmq.validate_topic_pattern($1);
+    perform pgmq._check_not_empty('queue_name'::text, $2);
     perform pgmq.validate_queue_name($2);
     -- The spelling of pgmq.meta is what the table wants.
     select m.queue_name
@@ -185,8 +196,7 @@ begin
         or lower(m.queue_name::text) = lower($2);
     if bound_queue is null then
         raise exception 'pgmq: queue % does not exist', quote_ident($2)
-            using errcode = 'undefined_table',
-                hint = pg_catalog.format('Create it first: select pgmq.create(%L);', $2);
+            using hint = pg_catalog.format('Create it first: select pgmq.create(%L);', $2);
     end if;
     insert into pgmq.topic_bindings (pattern, queue_name)
     values ($1, bound_queue)
@@ -195,7 +205,7 @@ end
 $function$;
 comment on function pgmq.bind_topic(text, text) is
 'Binds a pattern to a queue: what is sent by send_topic with a routing key that matches goes there. Binding twice
-changes nothing. Errors: as validate_topic_pattern and validate_queue_name, 42P01 no such queue.
+changes nothing. Errors: as validate_topic_pattern and validate_queue_name, P0001 no such queue.
 Privileges: SELECT on pgmq.meta, SELECT and INSERT on pgmq.topic_bindings.';
 
 create function pgmq.unbind_topic(pattern text, queue_name text)
@@ -204,9 +214,8 @@ language plpgsql
 as $function$
 #variable_conflict use_column
 begin
-    if $1 is null then
-        perform pgmq._required('pattern'::text);
-    end if;
+    perform pgmq._check_not_empty('pattern'::text, $1);
+    perform pgmq._check_not_empty('queue_name'::text, $2);
     perform pgmq.validate_queue_name($2);
     delete from pgmq.topic_bindings
     where pattern = $1
@@ -216,7 +225,8 @@ end
 $function$;
 comment on function pgmq.unbind_topic(text, text) is
 'Removes the binding of a pattern to a queue, and returns whether there was one.
-Errors: 22004 for NULL, as validate_queue_name. Privileges: SELECT and DELETE on pgmq.topic_bindings.';
+Errors: P0001 an argument that is NULL or empty, as validate_queue_name. Privileges: SELECT and DELETE on
+pgmq.topic_bindings.';
 
 create function pgmq.list_topic_bindings()
 returns table (pattern text, queue_name text, bound_at timestamptz, compiled_regex text)
@@ -277,7 +287,7 @@ language plpgsql
 as $function$
 begin
     if to_regclass('pgmq.'::text || quote_ident(lower('q_'::text || queue_name))) is not null
-        or pgmq._table_exists(pgmq.format_table_name(queue_name, 'q'::text))
+        or pgmq._table_exists(pgmq._identifier('q_'::text || queue_name, 63))
     then
         return false;
     end if;
@@ -300,13 +310,13 @@ declare
 begin
     perform pgmq.validate_routing_key(routing_key);
     if msg is null then
-        perform pgmq._required('msg'::text);
+        raise exception 'pgmq: msg cannot be NULL'
+            using hint = 'A JSON null is a message: ''null''.';
     elsif delay is null then
         perform pgmq._required('delay'::text);
     elsif delay < 0 then
         raise exception 'pgmq: delay cannot be negative, got: %', delay
-            using errcode = 'invalid_parameter_value',
-                hint = 'It is in seconds, 0 for none.';
+            using hint = 'The delay is in seconds; 0 means no delay.';
     end if;
     queues := pgmq._matching_queues(routing_key);
     foreach queue in array queues loop
@@ -332,7 +342,7 @@ comment on function pgmq.send_topic(text, jsonb) is
 'Sends a message to each queue that has a pattern matching the routing key, once to each however many patterns match,
 and returns how many queues that were: all of them get it or none. The other forms take headers and a delay in
 seconds.
-Errors: as validate_routing_key, 22004 a NULL message or delay, 22023 a negative delay.
+Errors: as validate_routing_key, P0001 a NULL message or a negative delay, 22004 a NULL delay.
 Privileges: SELECT on pgmq.topic_bindings, INSERT on the tables of the queues.';
 
 create function pgmq.send_topic(routing_key text, msg jsonb, delay integer)

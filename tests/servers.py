@@ -479,6 +479,32 @@ def get_pgbouncer(version: str) -> list[str | os.PathLike]:
     return command
 
 
+def get_faketime() -> pathlib.Path:
+    """The library that gives a server a clock of its own: of this machine, else from Debian and kept."""
+    kept = cache() / "faketime"
+    for directory in (pathlib.Path("/usr/lib"), kept):
+        for library in directory.glob("**/faketime/libfaketime.so.1"):
+            return library
+    if shutil.which("apt-get") is None:
+        raise Missing("libfaketime is missing, and apt-get, which could get it: install either")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as name:
+        directory = pathlib.Path(name)
+        run = subprocess.run(
+            ["apt-get", "-qq", "-o", "APT::Sandbox::User=", "download", "libfaketime"],
+            cwd=directory, capture_output=True, text=True,
+        )  # fmt: skip
+        for archive in directory.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "--extract", archive, directory / "package"], check=True)
+        if not (directory / "package").exists():
+            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            raise Missing(f"apt-get could not get libfaketime: {last}")
+        with contextlib.suppress(FileExistsError, OSError):
+            (directory / "package").chmod(0o755)
+            (directory / "package").rename(kept)
+    return next(kept.glob("**/faketime/libfaketime.so.1"))
+
+
 def unprivileged() -> dict[str, object]:
     """How to start a server, which refuses to run as root."""
     if not is_root():
@@ -523,6 +549,18 @@ class Cluster:
 
     def dsn(self, database: str = "postgres") -> str:
         return f"host={self.directory} port={self.port} user={self.superuser} dbname={database}"
+
+    def control(self, *command: str, **environment: str) -> None:
+        """Run pg_ctl and wait for it; a server that it starts has the environment, too."""
+        program = [self.installation.bin / "pg_ctl", "-D", self.directory / "data", "-w", "-l", self.directory / "log"]
+        subprocess.run(
+            [*program, *command],
+            cwd=self.directory,
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            check=True,
+            **unprivileged(),
+        )
 
 
 @contextlib.contextmanager

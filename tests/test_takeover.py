@@ -164,7 +164,9 @@ def test_roles_with_grants_need_no_new_ones_and_dumps_keep_them(reference: Datab
         select pg_describe_object(classoid, objoid, objsubid), initprivs::text
         from pg_init_privs
         where privtype = 'e'
-            and pg_describe_object(classoid, objoid, objsubid) <> 'table pgmq.topic_version'
+            and pg_describe_object(classoid, objoid, objsubid) not in (
+                'table pgmq.topic_version', 'table pgmq.dispatch_lock'
+            )
             and classoid <> 'pg_proc'::regclass
     """
     before = set(db.execute(of_the_extension))
@@ -434,32 +436,100 @@ def test_an_update_that_does_not_get_its_locks_gives_up_and_changes_nothing(refe
 # Who may
 
 
-def test_a_role_that_is_no_superuser_updates_the_extension_that_it_owns(
-    make_database: MakeDatabase, make_role: MakeRole
+def test_only_a_superuser_updates(make_database: MakeDatabase, make_role: MakeRole, admin: psycopg.Connection) -> None:
+    owner, member = make_role(), make_role()
+    database = from_reference(make_database, role=owner)
+    db = database.connect()
+    before = described(db)
+    with pytest.raises(errors.InsufficientPrivilege, match="permission denied to update extension"):
+        database.connect(owner).execute(UPDATE)
+    superuser = f'"{admin.info.user}"'
+    admin.execute(f"grant {superuser} to {member}")
+    session = database.connect(member)
+    session.execute(f"set role {superuser}")
+    with error_of(errors.InsufficientPrivilege, "only a superuser can update", hint="Connect as a superuser"):
+        session.execute(UPDATE)
+    assert described(db) == before
+    assert version_of(db) == "1.13.0"
+
+
+OWNERS = """
+    select pg_describe_object(o.classid, o.oid, 0), pg_get_userbyid(o.owner)
+    from (
+        select 'pg_extension'::regclass, oid, extowner
+        from pg_extension
+        where extname = 'pgmq'
+        union all
+        select 'pg_namespace'::regclass, oid, nspowner
+        from pg_namespace
+        where nspname = 'pgmq'
+        union all
+        select 'pg_class'::regclass, oid, relowner
+        from pg_class
+        where relnamespace = 'pgmq'::regnamespace and relname !~ '^[qa]_' and relkind <> 'i'
+        union all
+        select 'pg_type'::regclass, oid, typowner
+        from pg_type
+        where typnamespace = 'pgmq'::regnamespace and typname !~ '^_?[qa]_'
+        union all
+        select 'pg_proc'::regclass, oid, proowner
+        from pg_proc
+        where pronamespace = 'pgmq'::regnamespace and strpos(proname, '$') = 0
+    ) as o (classid, oid, owner)
+"""
+
+
+def test_what_a_role_had_becomes_the_superusers_and_the_role_goes_on_working(
+    make_database: MakeDatabase, make_role: MakeRole, admin: psycopg.Connection
 ) -> None:
-    role = make_role()
+    role, other = make_role(), make_role()
     database = from_reference(make_database, role=role)
-    owner = database.connect(role)
+    owner, db = database.connect(role), database.connect()
     call(owner, "create", "plain")
     call(owner, "bind_topic", "a.*", "plain")
     call(owner, "enable_notify_insert", "plain")
-    # What belongs to this role must not run with the rights of the superuser that the script runs as.
-    owner.execute("create function public.fail() returns trigger language plpgsql as $$begin raise 'run'; end$$")
-    for table in ("meta", "topic_bindings", "notify_insert_throttle", "q_plain", "a_plain"):
-        owner.execute(f"create trigger fail before insert or update or delete on pgmq.{table} execute function fail()")
+    owner.execute(f"grant usage on schema pgmq to {other}; grant all on pgmq.meta, pgmq.topic_bindings to {other}")
+    owner.execute(f"grant references (queue_name) on pgmq.notify_insert_throttle to {other}")
+    # Nothing of these is looked up.
     owner.execute("create function pgmq.format(text, text) returns text language plpgsql as $$begin raise 'run'; end$$")
     owner.execute("create function pgmq.lower(text) returns text language plpgsql as $$begin raise 'run'; end$$")
-    owner.execute(UPDATE)
-    # Nor with those of the superuser to whom the functions belong that write these tables later.
-    assert owner.execute(
-        "select distinct proowner::regrole::text from pg_proc where proname ~ '_queue$' and prosecdef"
-    ).fetchall() == [(role,)]
-    for table in ("meta", "topic_bindings", "notify_insert_throttle", "q_plain", "a_plain"):
-        owner.execute(f"drop trigger fail on pgmq.{table}")
+    db.execute(UPDATE)
+    owned = dict(db.execute(OWNERS).fetchall())
+    assert owned.pop("function pgmq.format(text,text)") == owned.pop("function pgmq.lower(text)") == role.strip('"')
+    assert len(owned) > 80
+    assert {what: of for what, of in owned.items() if of != admin.info.user} == {}
+    owner.execute("drop function pgmq.format, pgmq.lower")
     every_verb(owner, "plain")
-    call(owner, "create", "other")
+    call(owner, "create", "second")
     assert call(owner, "send_topic", "a.b", Jsonb(1)) == [(1,)]
-    assert call(owner, "drop_queue", "plain") == [(True,)]
+    owner.execute(f"grant select, insert on pgmq.meta to {other}; grant usage on schema pgmq to {other}")
+    db.execute("create schema side; grant all on schema side to public")
+    owner.execute("create function pgmq.mine() returns void language sql as ''")
+    refused = ["alter schema pgmq rename to mine", "alter extension pgmq add function pgmq.mine()"]
+    for table in ("meta", "topic_bindings", "notify_insert_throttle", "topic_version", "dispatch_lock"):
+        refused.append(f"create trigger t after delete on pgmq.{table} execute function tsvector_update_trigger()")
+    for table, columns in (("meta", "queue_name"), ("notify_insert_throttle", "queue_name")):
+        refused.append(f"create table side.mine (name varchar references pgmq.{table} ({columns}))")
+    for session in (owner, database.connect(other)):
+        for statement in refused:
+            with pytest.raises(errors.InsufficientPrivilege):
+                session.execute(statement)
+    assert call(owner, "drop_queue", "plain") == call(owner, "drop_queue", "second") == [(True,)]
+    # What the role has now is to be in dumps: it is not what CREATE EXTENSION gives.
+    of_the_extension = """
+        select pg_describe_object(i.classoid, i.objoid, i.objsubid)
+        from pg_init_privs as i
+        cross join lateral aclexplode(i.initprivs) as a
+        where %s::regrole in (a.grantee, a.grantor)
+    """
+    assert db.execute(of_the_extension, [role]).fetchall() == []
+    # And the role can go.
+    owner.close()
+    db.execute(f"drop owned by {role}; drop owned by {other}")
+    assert db.execute("select count(*) from pg_extension where extname = 'pgmq'").fetchone() == (1,)
+    with db.transaction(force_rollback=True):
+        db.execute(f"alter database {database.name} owner to current_user")
+        db.execute(f"drop role {role}")
 
 
 def test_a_superuser_who_compiles_anothers_queue_keeps_no_function_of_it(
@@ -539,6 +609,11 @@ REFUSALS = {
         "create view public.v as select pgmq._extension_exists('x')",
         errors.DependentObjectsStillExist,
         "function pgmq._extension_exists(text) goes, and view public.v depends on it",
+    ),
+    "a name that no queue can have": (
+        "insert into pgmq.meta values ('a$b', false, false)",
+        errors.InvalidName,
+        'queue "a$b" has a name that no queue can have',
     ),
     "a pattern that is none": (
         "insert into pgmq.topic_bindings (pattern, queue_name) values ('a..b', 'plain')",
