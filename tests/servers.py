@@ -45,6 +45,26 @@ PARTMAN = {
     "4.7.2": ("postgresql-15-partman", "bookworm"),
     "5.2.4": ("postgresql-17-partman", "trixie"),
 }
+# PgBouncer, as that has changed with its versions: each with Debian's suite, and the packages with its libraries, since
+# this machine may have others.
+PGBOUNCER = {
+    "1.18": ("bookworm", "libc-ares2", "libevent-2.1-7", "libssl3"),
+    "1.24": ("trixie", "libcares2", "libevent-2.1-7t64", "libssl3t64"),
+}
+LIBRARIES = (
+    "libaudit1",
+    "libc6",
+    "libcap-ng0",
+    "libcap2",
+    "libgcrypt20",
+    "libgpg-error0",
+    "liblz4-1",
+    "liblzma5",
+    "libpam0g",
+    "libsystemd0",
+    "libzstd1",
+    "zlib1g",
+)
 
 
 class Missing(Exception):
@@ -374,17 +394,11 @@ def install_extension(installation: Installation) -> None:
         target.chmod(0o644)
 
 
-def get_partman(version: str) -> pathlib.Path:
-    """The directory with the scripts of a pg_partman: of an installation here, else from Debian and kept."""
-    script = f"pg_partman--{version}.sql"
-    kept = cache() / f"pg_partman-{version}"
-    places = [kept, ROOTS_CACHE / kept.name]
-    for directory in [*(installation.share / "extension" for installation in find_all()), *places]:
-        if (directory / script).exists():
-            return directory
-    package, suite = PARTMAN[version]
+@contextlib.contextmanager
+def unpacked(what: str, suite: str, *packages: str) -> Iterator[pathlib.Path]:
+    """A directory with what is in Debian's packages of a suite, which need not be that of this machine."""
     if shutil.which("apt-get") is None:
-        raise Missing(f"pg_partman {version} is missing, and apt-get, which could get it: install either")
+        raise Missing(f"{what} is missing, and apt-get, which could get it: install either")
     # Debian's archive as this machine knows it, with another suite and a state of its own.
     codename = re.search(r"^VERSION_CODENAME=(\w+)$", pathlib.Path("/etc/os-release").read_text(), re.M)
     targets = output("apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)")
@@ -393,7 +407,7 @@ def get_partman(version: str) -> pathlib.Path:
         for target in map(str.split, targets.splitlines())
         if codename and target[:2] == [codename.group(1), "main"]
     }
-    with room(f"pg_partman {version}") as directory:
+    with room(what) as directory:
         for part in ("state/lists/partial", "cache/archives/partial", "sources.d"):
             (directory / part).mkdir(parents=True)
         (directory / "sources.list").write_text("".join(sorted(sources)))
@@ -405,15 +419,30 @@ def get_partman(version: str) -> pathlib.Path:
         }
         apt = ["apt-get", "-qq", "-o", "APT::Sandbox::User="]
         apt += [word for key, value in options.items() for word in ("-o", f"{key}={directory / value}")]
-        print(f"getting pg_partman {version}", file=sys.stderr, flush=True)
-        for command in (["update"], ["download", package]):
+        print(f"getting {what}", file=sys.stderr, flush=True)
+        for command in (["update"], ["download", *packages]):
             run = subprocess.run([*apt, *command], cwd=directory, capture_output=True, text=True)
+        if run.returncode:
+            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
+            raise Missing(f"apt-get could not get {what}: {last}")
         for archive in directory.glob("*.deb"):
             subprocess.run(["dpkg-deb", "--extract", archive, directory / "package"], check=True)
-        scripts = next(directory.glob(f"package/usr/share/postgresql/*/extension/{script}"), None)
+        yield directory / "package"
+
+
+def get_partman(version: str) -> pathlib.Path:
+    """The directory with the scripts of a pg_partman: of an installation here, else from Debian and kept."""
+    script = f"pg_partman--{version}.sql"
+    kept = cache() / f"pg_partman-{version}"
+    places = [kept, ROOTS_CACHE / kept.name]
+    for directory in [*(installation.share / "extension" for installation in find_all()), *places]:
+        if (directory / script).exists():
+            return directory
+    package, suite = PARTMAN[version]
+    with unpacked(f"pg_partman {version}", suite, package) as directory:
+        scripts = next(directory.glob(f"usr/share/postgresql/*/extension/{script}"), None)
         if scripts is None:
-            last = (run.stderr.strip().splitlines() or ["its package has another version"])[-1]
-            raise Missing(f"apt-get could not get pg_partman {version}: {last}")
+            raise Missing(f"apt-get could not get pg_partman {version}: its package has another version")
         with contextlib.suppress(FileExistsError, OSError):
             scripts.parent.chmod(0o755)
             scripts.parent.rename(kept)
@@ -428,6 +457,26 @@ def install_partman(installation: Installation, version: str) -> None:
         target.unlink(missing_ok=True)
         shutil.copy(source / name, target)
         target.chmod(0o644)
+
+
+def get_pgbouncer(version: str) -> list[str | os.PathLike]:
+    """The command that runs a PgBouncer: of Debian and kept, with its own libraries and their loader."""
+    suite, *libraries = PGBOUNCER[version]
+    kept = cache() / f"pgbouncer-{version}"
+    directory = next((place for place in (kept, ROOTS_CACHE / kept.name) if os.path.exists(place)), kept)
+    if not directory.exists():
+        with unpacked(f"PgBouncer {version}", suite, "pgbouncer", *LIBRARIES, *libraries) as unpacked_here:
+            unpacked_here.chmod(0o755)
+            # Another process may have been quicker.
+            with contextlib.suppress(OSError):
+                unpacked_here.rename(kept)
+    loader = next(path for path in directory.glob("**/ld-linux-*.so.*") if path.is_file())
+    places = {str(path.parent) for path in directory.glob("**/lib/*/*.so.*")}
+    command = [loader, "--inhibit-cache", "--library-path", ":".join(sorted(places)), directory / "usr/sbin/pgbouncer"]
+    told = output(*command, "--version")
+    if not told.startswith(f"PgBouncer {version}."):
+        raise Missing(f"PgBouncer {version} is missing: Debian's {suite} has {told.splitlines()[0]}")
+    return command
 
 
 def get_faketime() -> pathlib.Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+import servers
 from conftest import Database, call
 
 QUEUES = 300
@@ -103,3 +105,46 @@ def test_what_a_session_keeps_of_a_queue_that_it_uses(session: psycopg.Connectio
     for number in range(5, 55):
         use(number)
     assert (memory(session, "%") - before) / 50 < 400_000
+
+
+# What each row of the table in the manual stands for, with a queue's name for %s.
+LOCKERS = {
+    "`metrics_all()`": "select count(*) from pgmq.metrics_all()",
+    "`send` to each": "select pgmq.send({}, '1')",
+    "`send`, `read`, `delete` in each": (
+        "select pgmq.send({0}, '1'); select pgmq.delete({0}, msg_id) from pgmq.read({0}, 0, 1)"
+    ),
+    "`purge_queue` of each": "select pgmq.purge_queue({})",
+    "`create`": "select pgmq.create('new ' || {})",
+    "`create_fifo_indexes_all()`": "select pgmq.create_fifo_index({})",
+    "`drop_queue` of each": "select pgmq.drop_queue({})",
+}
+
+
+@pytest.mark.parametrize("row", LOCKERS)
+def test_a_transaction_takes_no_more_locks_per_queue_than_the_manual_says(full: Database, row: str) -> None:
+    told = dict(re.findall(r"^\| (.*?) +\| (\d+) \|$", (servers.ROOT / "docs" / "tuning.md").read_text(), re.M))
+    watcher, worker = full.connect(), full.connect(autocommit=False)
+
+    def work(queues: int) -> int:
+        for number in range(queues):
+            worker.execute(LOCKERS[row].format(f"'queue_{2 * number}'"), prepare=False)
+        # The server keeps an object that is locked in several modes in one place.
+        locks = watcher.execute(
+            """
+            select count(distinct row(locktype, database, relation, classid, objid, objsubid)::text)
+            from pg_locks
+            where pid = %s
+            """,
+            [worker.info.backend_pid],
+        ).fetchone()[0]
+        worker.rollback()
+        return locks
+
+    if row == "`metrics_all()`":
+        measured = work(1) / QUEUES
+        assert round(measured) == int(told[row])
+    else:
+        measured = (work(20) - work(10)) / 10
+        assert int(told[row]) * 0.55 <= measured <= int(told[row])
+    full.close()
