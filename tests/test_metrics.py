@@ -53,13 +53,11 @@ def test_metrics_all_leaves_out_what_is_no_queue(own: Database) -> None:
     call(db, "send", "Two", Jsonb(1))
     # As an owner's DROP TABLE leaves it, or somebody's INSERT.
     db.execute("drop table pgmq.q_gone")
-    db.execute("alter table pgmq.meta drop constraint if exists meta_queue_name_check")
-    names = ["never", "a$b", "a;b", "a--b", "a'b", "x" * 200, "", "view", "odd"]
+    names = ["never", "", "view", "odd"]
     db.execute(
         "insert into pgmq.meta (queue_name, is_partitioned, is_unlogged) select unnest(%s::text[]), false, false",
         [names],
     )
-    db.execute('create table pgmq."q_a$b" as table pgmq.q_one')
     db.execute("create view pgmq.q_view as table pgmq.q_one")
     db.execute("create table pgmq.q_odd (msg_id bigint, enqueued_at text, vt timestamptz)")
     figures = {row.queue_name: row.queue_length for row in call(db, "metrics_all")}
