@@ -75,6 +75,7 @@ begin
     where s.oid = hint::oid
         and s.relkind = 'S'::"char"
         and q.oid = queue::oid
+        and q.relnamespace = 'pgmq'::regnamespace::oid
         and (
             not q.relrowsecurity
             or exists (
@@ -97,8 +98,8 @@ begin
     elsif kind = 'sweep' then
         value := pgmq._pack_sweep(
             least(to_timestamp((value >> 16)::double precision / 1000::double precision), moment),
-            least((value >> 10) & 63::bigint, 60::bigint)::integer,
-            least(value & 1023::bigint, 1000::bigint)
+            greatest(least((value >> 10) & 63::bigint, 60::bigint), 1::bigint)::integer,
+            greatest(least(value & 1023::bigint, 1000::bigint), 1::bigint)
         );
     else
         return false;

@@ -385,7 +385,10 @@ begin
         ) as msg_id
         offset 0
     ) as l;
-    perform pgmq._keep(queue, @literal:due@::regclass, pgmq._due_before(coalesce(earliest, moment)));
+    -- Where nothing is due a sweep does it in time, if it comes.
+    if earliest is not null or due < moment - '1 second'::interval then
+        perform pgmq._keep(queue, @literal:due@::regclass, pgmq._due_before(coalesce(earliest, moment)));
+    end if;
     if lowest is null then
         return;
     end if;
