@@ -164,6 +164,8 @@ def statements(queue: Queue, parts: Iterable[str], more: Optional[Mapping[str, s
         return own(name)
 
     text = "".join(section(part, queue.flags) + "\n" for part in parts)
+    # Half the indentation: a dump holds this text once per queue.
+    text = re.sub("^ +", lambda found: found.group()[::2], text, flags=re.M)
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)
 
 

@@ -292,7 +292,7 @@ def describe_functions(queue: Queue, queue_name: str, current_user: str) -> str:
     compiles.
     """
     made = signatures(function_parts(queue), queue)
-    comment = "Internal: %s of queue %s. Call the functions of pgmq."
+    comment = "Internal: %s of queue %s."
     text = "".join(
         "comment on function %s is %s;\n" % (function, literal(comment % (verb, shown(queue_name))))
         for verb, function in made

@@ -45,6 +45,32 @@ comment on function pgmq._pack_sweep(timestamptz, integer, bigint) is
 'Internal: the hint sweep. Milliseconds since 1970 when the sweep began, 6 bits for the seconds until the next one, at
 most 60, and 10 bits for the number of ids over which a crowd of readers spreads, at most 1000, or 1.';
 
+-- These two are single expressions, so that PL/pgSQL takes them in without a call.
+create function pgmq._stands(sweep bigint, due bigint, moment timestamptz)
+returns boolean
+stable
+language sql
+as $function$
+    select coalesce(
+        (date_part('epoch'::text, moment) * 1000::double precision)::bigint - (sweep >> 16)
+            between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint
+        and due <= (date_part('epoch'::text, moment) * 1000000::double precision)::bigint,
+        false
+    )
+$function$;
+comment on function pgmq._stands(bigint, bigint, timestamptz) is
+'Internal: whether the last sweep still stands. A sweep or a hint from the future is of a clock that was ahead: it says
+nothing.';
+
+create function pgmq._time_of(due bigint)
+returns timestamptz
+immutable
+language sql
+as $function$
+    select to_timestamp(due::double precision * 0.000001::double precision)
+$function$;
+comment on function pgmq._time_of(bigint) is 'Internal: the hint due as a time.';
+
 -- The caller is the session's role, which owns neither the sequence nor this function: it changes nothing unless the
 -- sequence is the hint of a queue that it may update and sees all of, and what it says is possible.
 create function pgmq._keep_as_owner(queue regclass, hint regclass, value bigint)
@@ -130,14 +156,26 @@ $function$;
 comment on function pgmq._keep(regclass, regclass, bigint) is
 'Internal: writes a hint of a queue, and returns whether that was allowed.';
 
+-- The name of a queue's own sequences begins as that of its table, or with what shortens it.
+create function pgmq._hint(queue regclass, hint text)
+returns regclass
+stable
+language plpgsql
+as $function$
+begin
+    return to_regclass(
+        'pgmq.'::text || quote_ident(
+            pgmq._identifier((select c.relname::text from pg_catalog.pg_class as c where c.oid = queue::oid), 49)
+                || '$'::text
+                || hint
+        )
+    );
+end
+$function$;
+comment on function pgmq._hint(regclass, text) is 'Internal: the sequence that holds a hint of a queue.';
+
 -- Plans as in the queue's own functions: by index, whatever the statistics say.
-create function pgmq._sweep(
-    queue regclass,
-    sweep_hint regclass,
-    head_hint regclass,
-    due_hint regclass,
-    moment timestamptz
-)
+create function pgmq._sweep(queue regclass, moment timestamptz)
 returns boolean
 language plpgsql
 set enable_seqscan = off
@@ -145,6 +183,9 @@ set enable_bitmapscan = off
 set jit = off
 as $function$
 declare
+    sweep_hint constant regclass := pgmq._hint(queue, 'sweep'::text);
+    head_hint constant regclass := pgmq._hint(queue, 'head'::text);
+    due_hint constant regclass := pgmq._hint(queue, 'due'::text);
     spread constant bigint := greatest(
         coalesce(pg_sequence_last_value(sweep_hint), 1::bigint) & 1023::bigint,
         1::bigint
@@ -199,20 +240,17 @@ begin
     return true;
 end
 $function$;
-comment on function pgmq._sweep(regclass, regclass, regclass, regclass, timestamptz) is
+comment on function pgmq._sweep(regclass, timestamptz) is
 'Internal: looks for messages of a queue that its hints hide, and lowers the hints to them. Returns whether the hints may
 be relied on by this session.';
 
-create function pgmq._unhide(
-    queue regclass,
-    head_hint regclass,
-    due_hint regclass,
-    ready_id bigint,
-    visible_at timestamptz
-)
+create function pgmq._unhide(queue regclass, ready_id bigint, visible_at timestamptz)
 returns void
 language plpgsql
 as $function$
+declare
+    head_hint constant regclass := pgmq._hint(queue, 'head'::text);
+    due_hint constant regclass := pgmq._hint(queue, 'due'::text);
 begin
     if ready_id < pg_sequence_last_value(head_hint) then
         perform pgmq._keep(queue, head_hint, ready_id);
@@ -222,5 +260,5 @@ begin
     end if;
 end
 $function$;
-comment on function pgmq._unhide(regclass, regclass, regclass, bigint, timestamptz) is
+comment on function pgmq._unhide(regclass, bigint, timestamptz) is
 'Internal: lowers the hints of a queue for a message that has become ready or due at once.';

@@ -309,8 +309,6 @@ begin
     if visible_at <= clock_timestamp() then
         perform pgmq._unhide(
             @literal:queue@::regclass,
-            @literal:head@::regclass,
-            @literal:due@::regclass,
             (
                 select min(q.msg_id)
                 from @queue@ as q

@@ -204,7 +204,7 @@ begin
         end loop;
         close candidates;
     end loop;
-    if random() * 32::double precision < pg_catalog.cardinality(claimed)::double precision then
+    if random() * 32::float8 < pg_catalog.cardinality(claimed)::float8 then
         perform @function:advance@(moment, head, due, size, lowest);
     end if;
     -- All groups have one: the second messages, the third ones, ...

@@ -7,32 +7,19 @@
 -- @fragment hint_variables
 moment constant timestamptz := clock_timestamp();
 sweep constant bigint := pg_sequence_last_value(@literal:sweep@::regclass);
--- Since the last sweep, in milliseconds.
-age constant bigint := (date_part('epoch'::text, moment) * 1000::double precision)::bigint - (sweep >> 16);
 head bigint;
 due timestamptz;
 
--- The hints as variables, since a volatile function is no condition for an index. A sweep or a hint from the future
--- is of a clock that was ahead: it says nothing.
+-- The hints as variables, since a volatile function is no condition for an index.
 -- @fragment read_hints
-if (
-    age between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint
-    and pg_sequence_last_value(@literal:due@::regclass)
-        <= (date_part('epoch'::text, moment) * 1000000::double precision)::bigint
-) is not true
-    and not pgmq._sweep(
-        @literal:queue@::regclass,
-        @literal:sweep@::regclass,
-        @literal:head@::regclass,
-        @literal:due@::regclass,
-        moment
-    )
+if not pgmq._stands(sweep, pg_sequence_last_value(@literal:due@::regclass), moment)
+    and not pgmq._sweep(@literal:queue@::regclass, moment)
 then
     head := -9223372036854775808;
     due := '-infinity';
 else
     head := coalesce(pg_sequence_last_value(@literal:head@::regclass), -9223372036854775808);
-    due := to_timestamp(pg_sequence_last_value(@literal:due@::regclass)::double precision * 0.000001::double precision);
+    due := pgmq._time_of(pg_sequence_last_value(@literal:due@::regclass));
 end if;
 
 -- @fragment check_quantity
@@ -71,7 +58,7 @@ first_id bigint;
 @fragment:read_hints@
 first_id := head;
 if condition is null
-    and random() < least(quantity, 8)::double precision * 0.03125::double precision
+    and random() < least(quantity, 8)::float8 * 0.03125::float8
 then
     perform @function:advance@(moment, head, due, 4::bigint * quantity::bigint, null::bigint);
 end if;
@@ -106,11 +93,11 @@ taken pgmq.message_record;
 -- @fragment one_place
 @fragment:read_hints@
 first_id := head;
-if random() < 0.03125::double precision then
+if random() < 0.03125::float8 then
     perform @function:advance@(moment, head, due, 4::bigint, null::bigint);
 elsif sweep & 1023::bigint > 1 then
     first_id := head + 128::bigint
-        + (random() * (sweep & 1023::bigint)::double precision)::bigint;
+        + (random() * (sweep & 1023::bigint)::float8)::bigint;
 end if;
 
 -- @fragment one
@@ -129,7 +116,7 @@ return taken;
 
 -- @fragment hide
 update @queue@ as q
-set vt = moment + seconds::double precision * '1 second'::interval,
+set vt = moment + seconds::float8 * '1 second'::interval,
     read_ct = least(q.read_ct, 2147483646) + 1,
     last_read_at = moment
 
