@@ -46,21 +46,20 @@ comment on function pgmq._pack_sweep(timestamptz, integer, bigint) is
 most 60, and 10 bits for the number of ids over which a crowd of readers spreads, at most 1000, or 1.';
 
 -- These two are single expressions, so that PL/pgSQL takes them in without a call.
-create function pgmq._stands(sweep bigint, due bigint, moment timestamptz)
+create function pgmq._stands(sweep bigint, due bigint, microseconds bigint)
 returns boolean
-stable
+immutable
 language sql
 as $function$
     select coalesce(
-        (date_part('epoch'::text, moment) * 1000::double precision)::bigint - (sweep >> 16)
-            between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint
-        and due <= (date_part('epoch'::text, moment) * 1000000::double precision)::bigint,
+        microseconds / 1000::bigint - (sweep >> 16) between -1000 and ((sweep >> 10) & 63::bigint) * 1000::bigint
+        and due <= microseconds,
         false
     )
 $function$;
-comment on function pgmq._stands(bigint, bigint, timestamptz) is
-'Internal: whether the last sweep still stands. A sweep or a hint from the future is of a clock that was ahead: it says
-nothing.';
+comment on function pgmq._stands(bigint, bigint, bigint) is
+'Internal: whether the last sweep still stands at this time. A sweep or a hint from the future is of a clock that was
+ahead: it says nothing.';
 
 create function pgmq._time_of(due bigint)
 returns timestamptz

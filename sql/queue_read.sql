@@ -6,13 +6,14 @@
 
 -- @fragment hint_variables
 moment constant timestamptz := clock_timestamp();
+microseconds constant bigint := date_part('epoch'::text, moment) * 1000000::float8;
 sweep constant bigint := pg_sequence_last_value(@literal:sweep@::regclass);
 head bigint;
 due timestamptz;
 
 -- The hints as variables, since a volatile function is no condition for an index.
 -- @fragment read_hints
-if not pgmq._stands(sweep, pg_sequence_last_value(@literal:due@::regclass), moment)
+if not pgmq._stands(sweep, pg_sequence_last_value(@literal:due@::regclass), microseconds)
     and not pgmq._sweep(@literal:queue@::regclass, moment)
 then
     head := -9223372036854775808;
