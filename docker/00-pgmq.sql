@@ -1,5 +1,5 @@
--- Run once by the entrypoint in a new cluster, before the user's own scripts: with PL/Python in every database, whoever
--- owns a database can create pgmq in it.
+-- Run once by the entrypoint in a new cluster, before the user's own scripts: with PL/Python in every database, a superuser
+-- creates pgmq in it without CASCADE.
 create extension if not exists plpython3u;
 
 -- pg_partman's worker keeps the partitions of the default database. It is not there if the command line preloads others.
