@@ -169,14 +169,11 @@ def statements(queue: Queue, parts: Iterable[str], more: Optional[Mapping[str, s
     return re.sub(r"@(function:|sequence:|index:|literal:|group:)?(\w+)@", word, text)
 
 
-def signatures(parts: Iterable[str], queue: Queue) -> List[Tuple[str, str]]:
-    """The functions that these parts make: the verb and the function, qualified and quoted, with its types."""
+def signatures(parts: Iterable[str], queue: Queue) -> List[str]:
+    """The functions that these parts make, qualified and quoted, with their types."""
     text = "\n".join(section(part, queue.flags) for part in parts)
     found = re.findall(r"^create or replace function @function:(\w+)@\((.*?)\)\n", text, re.M | re.S)
     return [
-        (
-            verb,
-            "pgmq.%s(%s)" % (ident(queue.stem + "$" + verb), re.sub(r"(^|, )\w+ ", r"\1", " ".join(arguments.split()))),
-        )
+        "pgmq.%s(%s)" % (ident(queue.stem + "$" + verb), re.sub(r"(^|, )\w+ ", r"\1", " ".join(arguments.split())))
         for verb, arguments in found
     ]

@@ -233,9 +233,15 @@ BUILD_HOOKS: List[Callable[[Queue, str], None]] = []
 def build(found: Found, queue_name: str) -> None:
     """Make all of a queue but its tables: what is there already is made again. The names have been checked."""
     queue = found.queue
-    identity = rows(
-        "select pg_get_serial_sequence($1, 'msg_id') as name", ["text"], ["pgmq." + ident(queue.queue_table)]
-    )[0]["name"]
+    table = rows(
+        """
+        select pg_get_serial_sequence($1, 'msg_id') as identity,
+            obj_description($1::regclass::oid, 'pg_class') as comment
+        """,
+        ["text"],
+        ["pgmq." + ident(queue.queue_table)],
+    )[0]
+    identity = table["identity"]
     if identity is None:
         raise Error(
             "column msg_id of table pgmq.%s draws from no sequence" % shown(queue.queue_table),
@@ -244,11 +250,13 @@ def build(found: Found, queue_name: str) -> None:
         )
     queue = queue._replace(identity=identity)
     parts = ["indexes", "hints", "privileges", *function_parts(queue)]
+    if table["comment"] is None:
+        parts.append("comments")
     if queue.is_partitioned or not queue.is_new:
         parts.append("settings")
     if queue.has_fifo_index:
         parts.append("fifo")
-    run(statements(queue, parts) + describe_functions(queue, queue_name, found.current_user))
+    run(statements(queue, parts) + given_functions(queue, found.current_user))
     for hook in BUILD_HOOKS:
         hook(queue, queue_name)
     rows("select pgmq._dispatch()")
@@ -285,22 +293,17 @@ def function_parts(queue: Queue) -> List[str]:
     return ["functions", "fifo_functions"] if queue.has_fifo_index else ["functions"]
 
 
-def describe_functions(queue: Queue, queue_name: str, current_user: str) -> str:
-    """The SQL that gives the functions of a queue to its owner, and comments on them.
+def given_functions(queue: Queue, current_user: str) -> str:
+    """The SQL that gives the functions of a queue to its owner, and lets everybody call them.
 
-    What they may do the table decides, so everybody may call them. They belong to the owner of the table, whoever
-    compiles.
+    What they may do the table decides. They belong to the owner of the table, whoever compiles.
     """
     made = signatures(function_parts(queue), queue)
-    comment = "Internal: %s of queue %s."
-    text = "".join(
-        "comment on function %s is %s;\n" % (function, literal(comment % (verb, shown(queue_name))))
-        for verb, function in made
-    )
+    text = ""
     if rows("select exists (select from pg_default_acl where defaclobjtype = 'f') as changed")[0]["changed"]:
-        text += "".join("grant execute on function %s to public;\n" % function for _, function in made)
+        text += "".join("grant execute on function %s to public;\n" % function for function in made)
     if queue.owner != current_user:
-        text += "".join("alter function %s owner to %s;\n" % (function, ident(queue.owner)) for _, function in made)
+        text += "".join("alter function %s owner to %s;\n" % (function, ident(queue.owner)) for function in made)
     return text
 
 
@@ -385,7 +388,7 @@ def compile_queue(queue_name: str) -> None:
     found = find_existing(queue_name)
     check_names(found)
     check_columns(found)
-    made = [function for _, function in signatures(function_parts(found.queue), found.queue)]
+    made = signatures(function_parts(found.queue), found.queue)
     stale = own_functions(found.queue, [*made, "pgmq.%s()" % ident(found.queue.stem + "$notify")])
     run("".join("drop routine %s;\n" % function for function in stale))
     build(found, queue_name)

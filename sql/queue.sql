@@ -74,6 +74,11 @@ create table @archive@ (
 
 create index if not exists @index:archived@ on @archive@ (archived_at);
 
+-- @section comments
+comment on table @queue@ is
+'A queue: pgmq.send, pgmq.read and the other functions of pgmq serve it. Its own functions and sequences are internal.';
+comment on table @archive@ is 'The archive of a queue: where pgmq.archive moves messages.';
+
 -- Each id is ready once: nothing to deduplicate, which would be tried with every page that is full.
 -- @section indexes
 create index if not exists @index:ready@ on @queue@ (msg_id)

@@ -728,7 +728,7 @@ LISTS = "('pgmq.meta'::regclass, 'pgmq.topic_bindings'::regclass, 'pgmq.notify_i
             """
             select distinct (obj_description(p.oid, 'pg_proc') is not null)::text
             from pg_proc as p
-            where p.pronamespace = 'pgmq'::regnamespace and not starts_with(p.proname, '_')
+            where p.pronamespace = 'pgmq'::regnamespace and p.proname !~ '^_|[$]'
             """,
             ["false"],
             ["true"],
