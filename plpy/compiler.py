@@ -58,7 +58,6 @@ class Queue(NamedTuple):
         return {
             "unlogged": self.is_unlogged,
             "partitioned": self.is_partitioned,
-            "indexed": self.has_fifo_index,
             "new": self.is_new,
             "sequence_persistence": self.server_version >= 150000,
             "unlogged_sequences": self.server_version >= SOUND.get(self.server_version // 10000, 190000),

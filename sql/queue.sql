@@ -20,11 +20,10 @@
 --   @literal:channel@       where notifications are on, the channel as a string literal
 --   @throttle@              and the least time between two of them, in milliseconds
 --
---   -- @if unlogged         what follows, up to "-- @else" or "-- @end", is for such queues only: unlogged, partitioned,
---                           indexed (it has the index on groups), sequence_persistence (the server has unlogged sequences: 15),
---                           unlogged_sequences (and they are sound, see compiler.py),
---                           new (nothing of it is there yet)
---   -- @each hint in hints  what follows, up to "-- @end", once for each, with "hint" in @sequence:hint@ as its name
+--   -- @if unlogged         what follows, up to "-- @else" or "-- @end", is for such queues only: unlogged; partitioned; new
+--                           (nothing of it is there yet); sequence_persistence, unlogged_sequences (on servers that know
+--                           unlogged sequences, on those that keep them sound: compiler.py)
+--   -- @each name in hints  what follows, up to "-- @end", once for each, with "name" in @sequence:name@ as its name
 --
 -- "$" is refused in queue names, so no table, sequence or function of another queue can have one of these names. What
 -- has one of them all the same is refused before anything is made (queues.py).
@@ -137,40 +136,43 @@ alter table @template@ set (
 -- @section archive_template
 create table @archive_template@ (like @archive@);
 
--- Sequences without a lower bound, set back to "never written" where they are there already.
--- @section hints
--- @each hint in hints
--- @if new
+-- A sequence of the queue that may be there already, perhaps with the persistence of another server version.
+-- @fragment own_sequence
 -- @if unlogged_sequences
-create unlogged sequence @sequence:hint@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
--- @else
-create sequence @sequence:hint@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
--- @end
--- @else
--- @if unlogged_sequences
+create unlogged sequence if not exists @sequence:name@ minvalue -9223372036854775808 start 1;
+alter sequence @sequence:name@ set unlogged;
 -- @else
 do $do$
 begin
     if exists (
         select
         from pg_catalog.pg_class as c
-        where c.oid = to_regclass(@literal:hint@)::oid
+        where c.oid = to_regclass(@literal:name@)::oid
             and c.relpersistence = 'u'::"char"
     ) then
-        drop sequence @sequence:hint@;
+        drop sequence @sequence:name@;
     end if;
 end
 $do$;
+create sequence if not exists @sequence:name@ minvalue -9223372036854775808 start 1;
 -- @end
-create sequence if not exists @sequence:hint@ minvalue -9223372036854775808 start 1;
+alter sequence @sequence:name@ owner to @owner@;
+alter sequence @sequence:name@ owned by @queue@.vt;
+
+-- Without a lower bound, and set back to "never written" where they are there already.
+-- @section hints
+-- @each name in hints
+-- @if new
 -- @if unlogged_sequences
-alter sequence @sequence:hint@ set unlogged;
+create unlogged sequence @sequence:name@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
+-- @else
+create sequence @sequence:name@ minvalue -9223372036854775808 start 1 owned by @queue@.vt;
 -- @end
-alter sequence @sequence:hint@ owner to @owner@;
-alter sequence @sequence:hint@ owned by @queue@.vt;
-select setval(@literal:hint@::regclass, 1::bigint, false);
+-- @else
+@fragment:own_sequence@
+select setval(@literal:name@::regclass, 1::bigint, false);
 -- @end
-grant select on @sequence:hint@ to public;
+grant select on @sequence:name@ to public;
 -- @end
 
 -- @section privileges

@@ -3,27 +3,8 @@
 -- @section notify_memory
 -- When an insert last notified (microseconds since 1970), and the transaction that did. Sequences, since no sender
 -- may wait for another's transaction: nothing is locked, and no row versions pile up.
--- @each memory in notify_memory
--- @if unlogged_sequences
-create unlogged sequence if not exists @sequence:memory@;
-alter sequence @sequence:memory@ set unlogged;
--- @else
-do $do$
-begin
-    if exists (
-        select
-        from pg_catalog.pg_class as c
-        where c.oid = to_regclass(@literal:memory@)::oid
-            and c.relpersistence = 'u'::"char"
-    ) then
-        drop sequence @sequence:memory@;
-    end if;
-end
-$do$;
-create sequence if not exists @sequence:memory@;
--- @end
-alter sequence @sequence:memory@ owner to @owner@;
-alter sequence @sequence:memory@ owned by @queue@.vt;
+-- @each name in notify_memory
+@fragment:own_sequence@
 -- @end
 grant select on @sequence:notified@ to public;
 
