@@ -167,10 +167,10 @@ def disable_notify_insert(queue_name: str) -> None:
     if found is None:
         return
     rows("delete from pgmq.notify_insert_throttle where queue_name = $1", ["text"], [found.name])
-    own = "pgmq." + ident(found.queue.stem.replace("%", "%%") + "$%s")
+    notify, *memory = ["pgmq." + ident(found.queue.stem + "$" + name) for name in ("notify", "notified", "notifier")]
     run(
         drop_other_triggers(found.queue)
         + "drop trigger if exists notify_insert on %s;\n" % table_of(found.queue)
-        + "drop function if exists %s();\n" % (own % "notify")
-        + "drop sequence if exists %s, %s;\n" % (own % "notified", own % "notifier")
+        + "drop function if exists %s();\n" % notify
+        + "drop sequence if exists %s;\n" % ", ".join(memory)
     )

@@ -394,8 +394,7 @@ def compile_queue(queue_name: str) -> None:
     build(found, queue_name)
 
 
-def index_groups(queue_name: str) -> None:
-    found = find_existing(queue_name)
+def index_groups(found: Found, queue_name: str) -> None:
     check_names(found)
     check_columns(found)
     build(found._replace(queue=found.queue._replace(has_fifo_index=True)), queue_name)
@@ -408,7 +407,7 @@ def create_fifo_index(queue_name: str) -> None:
     Sends wait while it is built, and pay for one more index from then on.
     Errors: as compile. Privileges: owner of the queue table, CREATE on schema pgmq.
     """
-    index_groups(queue_name)
+    index_groups(find_existing(queue_name), queue_name)
 
 
 @sql("create_fifo_indexes_all() returns void", BUILDER)
@@ -418,8 +417,9 @@ def create_fifo_indexes_all() -> None:
     A row of pgmq.meta whose queue has no table is passed over.
     """
     for row in rows("select queue_name::text as name from pgmq.meta order by queue_name"):
-        if find(row["name"]).kind in TABLE_KINDS:
-            index_groups(row["name"])
+        found = find(row["name"])
+        if found.kind in TABLE_KINDS:
+            index_groups(found, row["name"])
 
 
 @sql("purge_queue(queue_name text) returns bigint")
